@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_CHECKPOINT_CHECKPOINT_H
+#define UNDERSTUDY_CHECKPOINT_CHECKPOINT_H
+
+#include "vmm/vmm.h"
+#include "wire/frame.h"
+#include "wire/message.h"
+
+/*
+ * The primary's half of an epoch: what is dirty, the pause, staging, and the frames.
+ *
+ * An epoch is sent in rounds 0..n. Every round but the last is *live*: a short stop takes the written-marks
+ * (the only place where that is exact), the guest goes on, and the pages are read and sent while it runs; a
+ * page that is written meanwhile is marked again and comes once more in a later round. The last round is the
+ * *capture*: stop, marks, device state, copy of what is still dirty into staging, resume. So the pause is
+ * short however much was dirty when the epoch began, and nothing is guessed. Rounds do not overlap on the
+ * wire: the caller starts round r+1 when the standby has answered ROUND_DONE for r, so a page's newest
+ * content always arrives last.
+ *
+ * Page sets: `pending` must still be sent; `inflight` was sent in the present epoch and is not acknowledged.
+ * checkpoint_committed() forgets inflight, checkpoint_abandoned() puts it back to pending, so that after any
+ * failure the next epoch carries exactly what the standby lacks.
+ *
+ * Threads: the guest's owner thread calls everything except checkpoint_produce(), which lanes' threads call
+ * at any time, and checkpoint_cancel()/checkpoint_stats(), which any thread may call.
+ */
+struct checkpoint;
+
+enum checkpoint_compression { CHECKPOINT_COMPRESS_AUTO, CHECKPOINT_COMPRESS_NONE, CHECKPOINT_COMPRESS_LZ4 };
+
+struct checkpoint_config {
+    size_t staging_bytes; /* bound on staged pages */
+    unsigned lanes;       /* data lanes that will call produce() with lane 1..lanes */
+    enum checkpoint_compression compression;
+    bool lz4_allowed;         /* negotiated */
+    uint64_t pause_budget_ns; /* aim for the pause of a capture */
+    uint64_t pause_limit_ns;  /* a capture that would stop the guest longer is given up */
+    /* A round is complete: all its frames were produced. Called on a lane's thread (or the owner's, for an
+     * empty round); must not call back into the checkpoint. */
+    void (*round_sent)(void *ctx, uint64_t epoch, uint32_t round, const struct message_totals *totals);
+    /* Frames are ready: kick the lanes. Owner's thread. */
+    void (*ready)(void *ctx);
+    void *ctx;
+};
+
+int checkpoint_new(struct checkpoint **ret_checkpoint, struct vmm *source,
+                   const struct checkpoint_config *config);
+void checkpoint_free(struct checkpoint *checkpoint);
+
+/* Negotiated per session, set while no round is under way. */
+void checkpoint_set_lz4(struct checkpoint *checkpoint, bool allowed);
+
+/* Start tracking (first call only) and take a baseline; afterwards everything is pending. */
+int checkpoint_begin(struct checkpoint *checkpoint);
+
+/* Everything is pending again (the standby has nothing of use). No pause. */
+void checkpoint_all_pending(struct checkpoint *checkpoint);
+
+struct checkpoint_estimate {
+    uint64_t dirty_pages; /* pending + marked now (a live scan that clears nothing) */
+    uint64_t pause_ns;    /* predicted pause of a capture now, from measured costs */
+    bool
+        wants_round; /* a live round first would pay: over the pause budget or over staging, and converging */
+};
+int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimate *ret_estimate);
+
+/* Send pending + marked pages as live round `round` of `epoch`. Returns when the frames can be produced. */
+int checkpoint_round(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
+                     uint64_t *ret_pages);
+
+/* Fingerprints of pages taken inside the pause of a capture, for `understudy verify`. */
+struct checkpoint_verify {
+    uint32_t block;
+    uint64_t first;
+    uint32_t count;         /* pages, at most WIRE_VERIFY_MAX */
+    uint64_t *fingerprints; /* caller's array of `count`: XXH3-64 of each page */
+};
+
+struct checkpoint_capture {
+    uint64_t pause_ns;                                       /* pause() called to resume() returned */
+    uint64_t dirty_pages;                                    /* copied inside the pause */
+    uint64_t stop_ns, scan_ns, copy_ns, state_ns, resume_ns; /* parts; state overlaps scan and copy */
+    uint64_t state_bytes, state_sum;
+    uint64_t probe; /* the 8 bytes at the probe address at this instant */
+};
+
+/*
+ * The final round: capture. Returns 0 when the guest runs again and the frames can be produced; the caller
+ * sends COMMIT when round_sent() has come. -ETIME: the pause limit would have been passed; the guest runs,
+ * everything is pending again. Any other negative errno likewise leaves the guest running and nothing lost.
+ * `verify` may be NULL.
+ */
+int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
+                       struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture);
+
+/* The epoch was acknowledged / will never be. abandoned() waits until no lane produces from it any more. */
+void checkpoint_committed(struct checkpoint *checkpoint);
+void checkpoint_abandoned(struct checkpoint *checkpoint);
+
+/* The session broke: a capture that waits for lanes to drain staging gives up, produce() returns 0 from now
+ * on until the next round. Any thread. */
+void checkpoint_cancel(struct checkpoint *checkpoint);
+
+/* A lane asks for frames. Returns 1 if something was written, 0 if nothing is ready, negative errno on
+ * failure. */
+int checkpoint_produce(struct checkpoint *checkpoint, unsigned lane, struct wire_writer *writer);
+
+/* Report the guest's 8 bytes (little-endian) at this block and offset with every capture; bytes must not
+ * cross a page. For tests and demonstrations: how far was the guest at the acknowledged checkpoint? */
+int checkpoint_set_probe(struct checkpoint *checkpoint, const char *block, uint64_t offset);
+
+struct checkpoint_stats {
+    uint64_t pages_zero, pages_raw, pages_lz4; /* sent, by encoding */
+    uint64_t bytes_guest, bytes_payload;       /* of those pages; as encoded */
+    uint64_t rounds_live, captures, captures_given_up;
+    uint64_t staging_bytes, staging_peak_bytes; /* configured; highest use */
+    uint64_t memory_bytes;                      /* all that the checkpoint holds: staging, sets, buffers */
+    bool compressing;                           /* present decision */
+};
+void checkpoint_get_stats(struct checkpoint *checkpoint, struct checkpoint_stats *ret_stats);
+
+#endif

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_RESTORE_RESTORE_H
+#define UNDERSTUDY_RESTORE_RESTORE_H
+
+#include "vmm/vmm.h"
+#include "wire/frame.h"
+#include "wire/message.h"
+
+/*
+ * The standby's half of an epoch: stage, verify, commit, apply, resume.
+ *
+ *      lanes ──► staging (decoded pages, keyed by page; device state)      guest memory = last applied
+ * checkpoint │ COMMIT: all frames there, sum right, state whole ▼ committed ──ack──► apply: copy the staged
+ * pages into the guest's memory
+ *
+ * Until an epoch is complete the guest's memory and the committed device state are untouched, so whatever
+ * happens to the session, the last committed checkpoint stays. Exception, by design: while there is no
+ * committed checkpoint at all (the very first copy), pages go straight to the guest's memory ("direct"),
+ * since there is nothing to keep. A full copy that follows a commit is staged, but a page that equals what
+ * the guest already has takes no room.
+ *
+ * Threads: lanes' threads call restore_pages()/restore_state(); they may block while staging is being turned
+ * over. The guest's owner thread calls the rest, except restore_expect() and restore_abort(), which any
+ * thread may call.
+ */
+struct restore;
+
+struct restore_config {
+    size_t staging_bytes; /* bound on staged pages, two epochs together; 0: the guest's memory size */
+    /* A round that restore_expect() announced is complete (code 0) or wrong (-EBADMSG: sums or counts; text
+     * says what). On whichever thread completes it; must not call back into restore. */
+    void (*round_complete)(void *ctx, uint64_t epoch, uint32_t round, bool commit, int code,
+                           const char *text);
+    void *ctx;
+};
+
+int restore_new(struct restore **ret_restore, struct vmm *target, const struct restore_config *config);
+void restore_free(struct restore *restore);
+
+/* A session begins: source block i is target block map[i]; the next epoch's round 0 follows. Drops anything
+ * staged and not committed. Requires the lanes of the former session to be gone. */
+int restore_session(struct restore *restore, const uint32_t *map, uint32_t map_count);
+
+/* Frames of data lanes. Negative errno ends the session: -EPROTO (no such block, page out of bounds, wrong
+ * epoch or round), -EBADMSG (does not decode), -ENOSPC (staging full), -ECANCELED (aborted). */
+int restore_pages(struct restore *restore, const struct wire_frame *frame);
+int restore_state(struct restore *restore, const struct wire_frame *frame);
+
+/* ROUND or COMMIT arrived on the control lane: announce what the round must contain; round_complete()
+ * follows, perhaps from within this call. `commit` is NULL for a live round. -EPROTO when out of order. */
+int restore_expect(struct restore *restore, uint64_t epoch, uint32_t round,
+                   const struct message_totals *totals, const struct message_commit *commit);
+
+/* The verified epoch becomes the committed one; from here it survives the primary. Call before acknowledging.
+ * The former commit must have been applied (asserted). */
+int restore_commit(struct restore *restore, uint64_t epoch);
+
+/* Copy the committed epoch into the guest's memory. After a failure the standby's guest is broken: nothing
+ * can be resumed until a full copy. */
+int restore_apply(struct restore *restore);
+
+/* The session broke: wake and refuse blocked lanes, drop what is not committed at the next restore_session().
+ */
+void restore_abort(struct restore *restore);
+
+/* Apply if need be, load the committed device state, let the guest run, announce it. -ENODATA when nothing
+ * was ever committed. ret_timing may be NULL. */
+struct restore_timing {
+    uint64_t apply_ns, load_ns, run_ns, announce_ns;
+};
+int restore_takeover(struct restore *restore, struct restore_timing *ret_timing);
+
+/* Compare the guest's pages with fingerprints taken on the primary at the committed, applied epoch. Writes up
+ * to WIRE_VERIFIED_MAX differing page numbers. */
+int restore_verify(struct restore *restore, const struct message_verify *verify, uint32_t *ret_differing,
+                   uint64_t *ret_pages);
+
+/* The 8 bytes (little-endian) at a block and offset of the committed, applied checkpoint. */
+int restore_probe(struct restore *restore, const char *block, uint64_t offset, uint64_t *ret_value);
+
+struct restore_stats {
+    uint64_t committed_epoch;      /* 0: none */
+    uint64_t epochs, pages, bytes; /* applied */
+    uint64_t staged_bytes, staged_peak_bytes, staging_bytes;
+    uint64_t memory_bytes;
+};
+void restore_get_stats(struct restore *restore, struct restore_stats *ret_stats);
+
+#endif

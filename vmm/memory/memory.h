@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_VMM_MEMORY_MEMORY_H
+#define UNDERSTUDY_VMM_MEMORY_MEMORY_H
+
+#include "vmm/vmm.h"
+
+/*
+ * A guest that is nothing but memory: blocks over memfds, marks that the "guest" sets itself, and a device
+ * state of bytes that the caller chooses. Source and target in one. For unit tests, sanitizer runs and `bench
+ * replicate`.
+ */
+struct memory_options {
+    struct {
+        const char *name;
+        uint64_t bytes;
+    } blocks[4];
+    unsigned block_count;
+    uint64_t state_bytes; /* size of the device state; filled from a counter that grows with each pause */
+    bool unmapped;        /* offer no map, so that read() and write() are used, as for anonymous RAM */
+};
+int memory_guest_new(struct vmm **ret_guest, const struct memory_options *options);
+
+/* The block's memory, to be written by the caller playing the guest. */
+void *memory_guest_block(struct vmm *guest, uint32_t block);
+
+/* The guest writes: mark the pages. Thread-safe. Blocks while the guest is paused, as a vCPU would. */
+void memory_guest_write(struct vmm *guest, uint32_t block, uint64_t offset, const void *bytes, size_t length);
+
+/* Mark pages that the caller wrote through memory_guest_block() while it knew the guest to be running. */
+void memory_guest_mark(struct vmm *guest, uint32_t block, uint64_t first, uint64_t pages);
+
+/* What load() was given; for tests. */
+const void *memory_guest_loaded(struct vmm *guest, size_t *ret_bytes);
+bool memory_guest_running(struct vmm *guest);
+
+#endif

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_WIRE_MESSAGE_H
+#define UNDERSTUDY_WIRE_MESSAGE_H
+
+#include "wire/frame.h"
+
+/*
+ * Validation of payloads: each function checks every field of a frame's payload that can be checked without
+ * knowing the guest, and returns native values. Nothing else in the project reads the bytes of a payload
+ * before its function here has accepted them. All return 0, or -EPROTO/-EMSGSIZE with error_text() naming the
+ * message, the field, the value and the bound. Pointers in results point into the payload.
+ */
+
+struct message_hello {
+    uint16_t version_min, version_max, lane, lanes;
+    uint32_t detect_ms;
+    uint64_t optional, required, acked_epoch;
+    uint8_t vm_uuid[16], history[16];
+    char host[64];
+};
+int message_hello_parse(const struct wire_frame *frame, struct message_hello *ret_hello);
+void message_hello_build(const struct message_hello *hello, struct wire_hello *ret_wire);
+
+struct message_welcome {
+    uint16_t version;
+    bool has_commit;
+    uint32_t detect_ms;
+    uint64_t optional, committed_epoch, staging_bytes;
+    uint8_t history[16];
+    char host[64];
+};
+int message_welcome_parse(const struct wire_frame *frame, struct message_welcome *ret_welcome);
+void message_welcome_build(const struct message_welcome *welcome, struct wire_welcome *ret_wire);
+
+/* The text comes back with everything but printable ASCII replaced by '?'. */
+struct message_refuse {
+    uint32_t code;
+    char text[504];
+};
+int message_refuse_parse(const struct wire_frame *frame, struct message_refuse *ret_refuse);
+void message_refuse_build(uint32_t code, const char *text, struct wire_refuse *ret_wire);
+
+/* Block names are NUL-terminated, printable and distinct; the text is printable ASCII and newlines. */
+struct message_describe {
+    uint32_t block_count;
+    struct {
+        char name[WIRE_BLOCK_NAME];
+        uint64_t bytes;
+    } blocks[WIRE_BLOCKS_MAX];
+    const char *text; /* not NUL-terminated */
+    uint32_t text_bytes;
+};
+int message_describe_parse(const struct wire_frame *frame, struct message_describe *ret_describe);
+/* Builds the whole payload in `to`; returns its length or -EMSGSIZE. */
+long message_describe_build(const struct message_describe *describe, void *to, size_t room);
+
+struct message_totals {
+    uint64_t frames, pages, bytes, sum;
+};
+struct message_round {
+    uint32_t round;
+    struct message_totals totals;
+};
+int message_round_parse(const struct wire_frame *frame, struct message_round *ret_round);
+void message_round_build(const struct message_round *round, struct wire_round *ret_wire);
+int message_round_done_parse(const struct wire_frame *frame, uint32_t *ret_round);
+
+struct message_commit {
+    uint32_t round;
+    struct message_totals totals;
+    uint64_t state_bytes, state_sum;
+};
+int message_commit_parse(const struct wire_frame *frame, struct message_commit *ret_commit);
+void message_commit_build(const struct message_commit *commit, struct wire_commit *ret_wire);
+
+int message_heartbeat_parse(const struct wire_frame *frame, uint64_t *ret_count, uint64_t *ret_committed);
+int message_goodbye_parse(const struct wire_frame *frame, uint32_t *ret_reason);
+
+struct message_verify {
+    uint32_t block, count;
+    uint64_t first;
+    const le64 *fingerprints; /* unaligned: read with memcpy or from_le64 on a copy */
+};
+int message_verify_parse(const struct wire_frame *frame, struct message_verify *ret_verify);
+
+struct message_verified {
+    uint32_t block, count, differing, listed;
+    uint64_t first;
+    const uint8_t *pages; /* listed x le64 */
+};
+int message_verified_parse(const struct wire_frame *frame, struct message_verified *ret_verified);
+
+struct message_state {
+    uint64_t offset, total;
+    const uint8_t *bytes;
+    uint32_t length;
+};
+int message_state_parse(const struct wire_frame *frame, struct message_state *ret_state);
+
+/*
+ * Pages. parse() checks the whole table (run count, encodings, body lengths that add up to the payload, page
+ * numbers below 2^52 that do not wrap, runs of one frame in ascending order without overlap); then next()
+ * walks it. Whether block and pages exist in the guest is for the caller, who knows the guest.
+ */
+struct message_pages {
+    uint32_t block, round, page_count;
+    uint16_t run_count;
+    const uint8_t *runs, *body; /* internal to next() */
+    uint16_t taken;
+};
+struct message_run {
+    uint64_t first;
+    uint32_t pages;
+    uint8_t encoding;
+    const uint8_t *body;
+    uint32_t body_bytes;
+};
+int message_pages_parse(const struct wire_frame *frame, struct message_pages *ret_pages);
+/* False at the end. */
+bool message_pages_next(struct message_pages *pages, struct message_run *ret_run);
+
+#endif
