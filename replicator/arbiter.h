@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_REPLICATOR_ARBITER_H
+#define UNDERSTUDY_REPLICATOR_ARBITER_H
+
+#include <stdint.h>
+
+/*
+ * The third party that says who may go on alone: a register that holds a generation and its owner, changed
+ * only by compare-and-swap. Backends: "none" (there is no register; every attempt wins), "file:PATH" (one
+ * file on storage that both engines reach with coherent locks: one host, or a shared file system).
+ */
+struct arbiter;
+
+/* `owner` is this host's name. -EINVAL when the specification is none of the above. Nothing is touched yet.
+ */
+int arbiter_open(struct arbiter **ret_arbiter, const char *specification, const uint8_t vm_uuid[16],
+                 const char *owner);
+/* Takes NULL. */
+void arbiter_close(struct arbiter *arbiter);
+
+enum arbiter_result {
+    ARBITER_RESULT_WON,  /* the register holds `to` and our name, durably */
+    ARBITER_RESULT_LOST, /* somebody else took `to` or a newer generation */
+};
+
+/*
+ * Move the register from `from` to `to` (> from) for us; blocks for at most `timeout_ms`. A register that
+ * does not exist yet, or holds a generation below `from`, counts as `from`: generations only grow, and a
+ * register may be set up late. A register that holds `to` under our own name already was won by an attempt
+ * whose answer was lost: won. Returns an enum arbiter_result and the register's present generation, or a
+ * negative errno when the register cannot be reached (-ETIMEDOUT: locked by somebody for the whole time) or
+ * makes no sense (-EBADMSG).
+ */
+int arbiter_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, unsigned timeout_ms,
+                 uint64_t *ret_generation);
+
+#endif
