@@ -6,6 +6,9 @@
 
 #include <stdbool.h>
 
+/* The project's one checksum: XXH3-64 with seed 0; 0 for no bytes. Frames, pages and device state use it. */
+uint64_t wire_sum(const void *bytes, size_t length);
+
 /*
  * Framing: pure functions over memory. A lane owns one writer and one reader; both keep the sequence number
  * of their direction.
@@ -23,7 +26,7 @@ struct wire_writer {
 void *wire_writer_payload(const struct wire_writer *writer, size_t *ret_room);
 
 /* Finish the frame whose payload of `length` bytes was built at wire_writer_payload(): fill in its header and
- * sums. Returns the header sum. `length` must fit (asserted). */
+ * sums. Returns the header sum. `length` must fit, in the buffer and in the type's bounds (asserted). */
 uint64_t wire_writer_finish(struct wire_writer *writer, enum wire_type type, uint64_t generation,
                             uint64_t epoch, size_t length);
 

@@ -64,6 +64,7 @@ struct message_round {
 int message_round_parse(const struct wire_frame *frame, struct message_round *ret_round);
 void message_round_build(const struct message_round *round, struct wire_round *ret_wire);
 int message_round_done_parse(const struct wire_frame *frame, uint32_t *ret_round);
+void message_round_done_build(uint32_t round, struct wire_round_done *ret_wire);
 
 struct message_commit {
     uint32_t round;
@@ -74,7 +75,9 @@ int message_commit_parse(const struct wire_frame *frame, struct message_commit *
 void message_commit_build(const struct message_commit *commit, struct wire_commit *ret_wire);
 
 int message_heartbeat_parse(const struct wire_frame *frame, uint64_t *ret_count, uint64_t *ret_committed);
+void message_heartbeat_build(uint64_t count, uint64_t committed_epoch, struct wire_heartbeat *ret_wire);
 int message_goodbye_parse(const struct wire_frame *frame, uint32_t *ret_reason);
+void message_goodbye_build(uint32_t reason, struct wire_goodbye *ret_wire);
 
 struct message_verify {
     uint32_t block, count;
@@ -82,13 +85,20 @@ struct message_verify {
     const le64 *fingerprints; /* unaligned: read with memcpy or from_le64 on a copy */
 };
 int message_verify_parse(const struct wire_frame *frame, struct message_verify *ret_verify);
+/* Builds the whole payload in `to`; returns its length or -EMSGSIZE. */
+long message_verify_build(uint32_t block, uint64_t first, uint32_t count, const uint64_t *fingerprints,
+                          void *to, size_t room);
 
 struct message_verified {
     uint32_t block, count, differing, listed;
     uint64_t first;
-    const uint8_t *pages; /* listed x le64 */
+    const uint8_t *pages; /* listed x le64, ascending, within first and count */
 };
 int message_verified_parse(const struct wire_frame *frame, struct message_verified *ret_verified);
+/* The answer to `verify`: builds the whole payload in `to` with as many of `pages` as may be listed; returns
+ * its length or -EMSGSIZE. */
+long message_verified_build(const struct message_verify *verify, uint32_t differing, const uint64_t *pages,
+                            void *to, size_t room);
 
 struct message_state {
     uint64_t offset, total;
@@ -96,6 +106,8 @@ struct message_state {
     uint32_t length;
 };
 int message_state_parse(const struct wire_frame *frame, struct message_state *ret_state);
+/* Writes the fixed part, sizeof(struct wire_state) bytes, which it returns; the piece's bytes follow. */
+size_t message_state_build(uint64_t offset, uint64_t total, void *to);
 
 /*
  * Pages. parse() checks the whole table (run count, encodings, body lengths that add up to the payload, page
@@ -118,5 +130,9 @@ struct message_run {
 int message_pages_parse(const struct wire_frame *frame, struct message_pages *ret_pages);
 /* False at the end. */
 bool message_pages_next(struct message_pages *pages, struct message_run *ret_run);
+/* Writes the fixed part and the table of `runs` (their `body` pointers are not looked at); returns the offset
+ * at which the bodies go, in the order of the runs. */
+size_t message_pages_build(uint32_t block, uint32_t round, const struct message_run *runs, unsigned run_count,
+                           void *to);
 
 #endif

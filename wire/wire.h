@@ -25,12 +25,13 @@
  * a round is the round's sum, whatever lane each frame took. TLS protects against an attacker; the sums
  * protect against ourselves and bad memory.
  */
-#define WIRE_MAGIC       0x31545355u /* "UST1" */
-#define WIRE_VERSION     1
-#define WIRE_PAYLOAD_MAX (512u * 1024)
-#define WIRE_LANES_MAX   64 /* data lanes */
-#define WIRE_PAGE_BYTES  4096u
-#define WIRE_STATE_MAX   (256u << 20) /* device state of one checkpoint */
+#define WIRE_MAGIC         0x31545355u /* "UST1" */
+#define WIRE_VERSION       1
+#define WIRE_PAYLOAD_MAX   (512u * 1024)
+#define WIRE_LANES_MAX     64 /* data lanes */
+#define WIRE_PAGE_BYTES    4096u
+#define WIRE_STATE_MAX     (256u << 20) /* device state of one checkpoint */
+#define WIRE_DETECT_MS_MAX 3600000u     /* detect_ms is 1 to this */
 
 enum wire_type {
     /* control lane; P: sent by the primary, S: by the standby */
