@@ -15,8 +15,10 @@ struct memory_options {
         uint64_t bytes;
     } blocks[4];
     unsigned block_count;
-    uint64_t state_bytes; /* size of the device state; filled from a counter that grows with each pause */
-    bool unmapped;        /* offer no map, so that read() and write() are used, as for anonymous RAM */
+    /* Size of the device state, 0: 64 KiB. Its 64-bit words are n, n + 1, n + 2 ... (a short last word is cut
+     * off), where n is 2^32 times the number of pauses so far. */
+    uint64_t state_bytes;
+    bool unmapped; /* offer no map, so that read() and write() are used, as for anonymous RAM */
 };
 int memory_guest_new(struct vmm **ret_guest, const struct memory_options *options);
 
@@ -29,8 +31,10 @@ void memory_guest_write(struct vmm *guest, uint32_t block, uint64_t offset, cons
 /* Mark pages that the caller wrote through memory_guest_block() while it knew the guest to be running. */
 void memory_guest_mark(struct vmm *guest, uint32_t block, uint64_t first, uint64_t pages);
 
-/* What load() was given; for tests. */
+/* A copy of what load() was last given, NULL if nothing; valid until the next load(). */
 const void *memory_guest_loaded(struct vmm *guest, size_t *ret_bytes);
+
+/* A guest runs from its first track(), pause() + resume() or run() on, except while it is paused. */
 bool memory_guest_running(struct vmm *guest);
 
 #endif
