@@ -37,6 +37,21 @@ const char *fault_name(enum fault_point point)
     return (unsigned)point < FAULT_COUNT ? names[point] : NULL;
 }
 
+/* "delay:MS", at most an hour; false for anything else. */
+static bool parse_delay(const char *action, unsigned *ret_ms)
+{
+    static const char prefix[] = "delay:";
+    if (strncmp(action, prefix, sizeof prefix - 1))
+        return false;
+    const char *digits = action + sizeof prefix - 1;
+    char *end;
+    unsigned long ms = strtoul(digits, &end, 10);
+    if (*digits < '0' || *digits > '9' || *end || ms > 3600000)
+        return false;
+    *ret_ms = (unsigned)ms;
+    return true;
+}
+
 static int arm_one(const char *item, size_t length)
 {
     char copy[96];
@@ -71,7 +86,7 @@ static int arm_one(const char *item, size_t length)
         armed->action = ACTION_STOP;
     else if (!strcmp(action, "error"))
         armed->action = ACTION_ERROR;
-    else if (sscanf(action, "delay:%u", &armed->delay_ms) == 1)
+    else if (parse_delay(action, &armed->delay_ms))
         armed->action = ACTION_DELAY;
     else
         return error_set(-EINVAL, "fault '%s': action '%s' is not kill, stop, error or delay:MS", copy,
