@@ -24,7 +24,8 @@ struct role_config {
     uint64_t detect_ns;   /* silence after which the peer is given up; heartbeats go every detect / 5 */
     uint64_t retry_ns;    /* first pause before connecting again; doubles up to retry_max_ns */
     uint64_t retry_max_ns;
-    uint64_t setup_ns;    /* bound on each step of session set-up (launching the standby's guest included) */
+    uint64_t setup_ns;    /* bound on each answer the peer owes: each step of session set-up (launching the
+                             standby's guest included), ROUND_DONE, ACK */
     unsigned pause_share; /* percent of the time that captures may stop the guest; the interval stretches to
                              keep it */
     unsigned rounds_max;  /* live rounds before a capture is forced */
@@ -68,7 +69,7 @@ const char *role_state_name(enum role_state state); /* "protected", "taking-over
 
 enum role_event_type {
     EVENT_TICK,      /* time passed (the machine's deadline, or earlier) */
-    EVENT_LINK_DOWN, /* a lane of the session ended: code, text */
+    EVENT_LINK_DOWN, /* a lane of the session ended: code, text. The machine answers with DISCONNECT. */
     EVENT_LANES_UP,  /* all data lanes are up */
     EVENT_HEARTBEAT, /* epoch: committed_epoch of the sender */
     EVENT_REFUSE,    /* refuse + generation */
@@ -86,7 +87,7 @@ enum role_event_type {
     EVENT_ROUND_SENT, /* all frames of it were produced: epoch, round, totals. May come before EVENT_ROUND. */
     EVENT_ROUND_DONE, /* frame: epoch, round */
     EVENT_ACK,        /* frame: epoch */
-    EVENT_CONTINUE,   /* operator: leave STALLED, run unprotected */
+    EVENT_CONTINUE,   /* operator: leave STALLED, run unprotected; force: without the arbiter */
     /* standby */
     EVENT_HELLO,     /* a control lane's first frame: hello + generation; session: the NEW session's number */
     EVENT_PREPARED,  /* reply to ACTION_PREPARE: code, text, refusal */
@@ -126,8 +127,8 @@ enum role_action_type {
                           in flight there (primary: checkpoint_cancel + abandoned; standby: restore_abort). No
                           LINK_DOWN follows. */
     ACTION_ARBITRATE,  /* compare-and-swap generation `from` -> `to`. [EVENT_ARBITER] */
-    ACTION_STORE, /* persist generation and `active` (does the guest run here by right?) durably, before going
-                     on */
+    ACTION_STORE,  /* persist generation `to` and `active` (does the guest run here by right?) durably, before
+                      going  on */
     ACTION_REPORT, /* tell the operator: level, text */
     ACTION_EXIT,   /* the engine ends: code */
     /* primary */
@@ -141,13 +142,15 @@ enum role_action_type {
                           flight */
     ACTION_HOLD,       /* stop the guest (stall) */
     ACTION_RELEASE,    /* let it run again */
-    ACTION_YIELD,      /* stop the guest for good; leave it to the operator */
+    ACTION_YIELD, /* stop the guest for good; leave it to the operator. An active standby does so too, when
+                     a takeover was forced against a primary that had won the arbitration. */
     /* standby */
     ACTION_PREPARE, /* make sure that a fit, waiting guest exists, matching the peer's DESCRIBE (wait for it);
                        then restore_session. fresh: the present one is broken, launch another.
                        [EVENT_PREPARED] */
     ACTION_EXPECT,  /* restore_expect with the fields below. [EVENT_ROUND_COMPLETE (s)] */
-    ACTION_COMMIT,  /* restore_commit(epoch); the caller does it at once, before the next action */
+    ACTION_COMMIT,  /* restore_commit(epoch); the caller does it at once, before the next action (SEND of ACK)
+                     */
     ACTION_APPLY,   /* restore_apply [EVENT_APPLIED] */
     ACTION_TAKEOVER, /* restore_takeover [EVENT_RUNNING] */
 };

@@ -1,0 +1,502 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/error.h"
+#include "base/scope.h"
+#include "replicator/primary.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Theory of operation
+ *
+ * The guest runs whatever happens to a session, until the policy says otherwise. A step is: the event changes
+ * the machine (begin, validate, finish), then what has become due by its time is done. Every way out of a
+ * session goes through primary_lose(), which is the only place where the loss of a standby is judged:
+ *
+ *     nothing to lose (not exposed)   the guest runs on
+ *     stall                           the guest is held at once
+ *     continue, no arbiter            the guest runs on
+ *     continue, arbiter               asked when the silence is as long as `detect`, as the standby does too:
+ *                                     a connection that broke is not yet a standby that died
+ */
+
+/* A primary that was never protected in this life asks the arbiter only when a first session had ample time.
+ */
+#define FIRST_CONTACT_DETECTS 4
+
+int primary_new(struct primary **ret_primary, const struct role_config *config, const uint8_t history[16],
+                uint64_t generation, uint64_t now_ns)
+{
+    int r = role_config_check(config);
+    if (r < 0)
+        return r;
+    if (!generation)
+        return error_set(-EINVAL, "a primary needs a generation of at least 1");
+    struct primary *primary = calloc(1, sizeof *primary);
+    if (!primary)
+        return error_errno(-ENOMEM, "primary role");
+    role_core_init(&primary->core, config, PRIMARY_DISCONNECTED, generation, now_ns);
+    memcpy(primary->history, history, sizeof primary->history);
+    primary->step_by_ns = NEVER;
+    primary->retry_at_ns = now_ns;
+    /* Who ran here before us may have been protected, and the standby may have taken over since. Nothing says
+     * so until either the standby or the arbiter is reached. */
+    primary->decide_at_ns = config->arbiter ? now_ns + FIRST_CONTACT_DETECTS * config->detect_ns : NEVER;
+    role_reason(&primary->core, "no standby yet");
+    *ret_primary = primary;
+    return 0;
+}
+
+void primary_free(struct primary *primary)
+{
+    free(primary);
+}
+
+static void hold(struct primary *primary)
+{
+    if (!primary->held)
+        role_act(&primary->core, ACTION_HOLD);
+    primary->held = true;
+}
+
+static void release(struct primary *primary)
+{
+    if (primary->held)
+        role_act(&primary->core, ACTION_RELEASE);
+    primary->held = false;
+}
+
+/* Close the session, whatever is in flight; nothing is judged. */
+static void drop_session(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    if (core->session)
+        role_act(core, ACTION_DISCONNECT);
+    core->session = 0;
+    core->heartbeat_at_ns = NEVER;
+    primary->step_by_ns = NEVER;
+    primary->retry_at_ns = NEVER;
+    epoch_end_session(primary);
+}
+
+static bool wants_arbiter(const struct primary *primary)
+{
+    const struct role_config *config = &primary->core.config;
+    return config->arbiter && (primary->exposed ? config->loss == ROLE_LOSS_CONTINUE : !primary->settled);
+}
+
+void primary_lose(struct primary *primary, enum log_level level, const char *format, ...)
+{
+    struct role_core *core = &primary->core;
+    char why[160];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(why, sizeof why, format, arguments);
+    va_end(arguments);
+
+    bool was_up = core->state == PRIMARY_COPYING || core->state == PRIMARY_PROTECTED;
+    drop_session(primary);
+    primary->retry_at_ns = core->now_ns + role_backoff(&core->config, &primary->retry_pause_ns);
+    if (wants_arbiter(primary) && primary->decide_at_ns == NEVER)
+        primary->decide_at_ns = later(core->now_ns, role_silent_at(core));
+
+    /* While it keeps failing the same way, once is enough. */
+    bool news = was_up || strncmp(core->reason, why, strlen(why)) != 0;
+    if (primary->exposed && core->config.loss == ROLE_LOSS_STALL)
+        hold(primary);
+    role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
+    role_reason(core, "%s%s", why, primary->held ? "; the guest is held" : "");
+    if (news)
+        role_report(core, level, "%s: %s", was_up ? "not protected" : "no session", core->reason);
+}
+
+void primary_violation(struct primary *primary, const char *format, ...)
+{
+    char text[160];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    role_send_refuse(&primary->core, primary->core.session, WIRE_REFUSE_PROTOCOL, text);
+    primary_lose(primary, LOG_LEVEL_ERROR, "the standby broke the protocol: %s", text);
+}
+
+/* A newer generation exists: from here this guest must not run again, whatever else happens. */
+static void yield(struct primary *primary, uint64_t generation, const char *who)
+{
+    struct role_core *core = &primary->core;
+    role_act(core, ACTION_YIELD);
+    drop_session(primary);
+    primary->decide_at_ns = NEVER;
+    uint64_t own = core->generation;
+    core->generation = later(core->generation, generation);
+    role_store(core, false);
+    role_enter(core, PRIMARY_YIELDED);
+    role_reason(core, "%s has generation %llu, ours is %llu: the guest runs elsewhere by right", who,
+                (unsigned long long)generation, (unsigned long long)own);
+    role_report(core, LOG_LEVEL_ERROR, "guest stopped for good: %s", core->reason);
+}
+
+static void arbitrate(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    drop_session(primary);
+    primary->decide_at_ns = NEVER;
+    role_enter(core, PRIMARY_ARBITRATING);
+    struct role_action *action = role_act(core, ACTION_ARBITRATE);
+    action->from = core->generation;
+    action->to = core->generation + 1;
+}
+
+static void go_alone(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    primary->exposed = false;
+    primary->settled = true;
+    primary->decide_at_ns = NEVER;
+    primary->decide_pause_ns = 0;
+    release(primary);
+    role_enter(core, PRIMARY_DISCONNECTED);
+    primary->retry_at_ns = core->now_ns;
+    role_reason(core, "running alone by generation %llu", (unsigned long long)core->generation);
+    role_report(core, LOG_LEVEL_WARNING, "not protected: %s", core->reason);
+}
+
+static void on_arbiter(struct primary *primary, const struct role_event *event)
+{
+    struct role_core *core = &primary->core;
+    if (core->state != PRIMARY_ARBITRATING)
+        return;
+    switch (event->arbiter) {
+    case ARBITER_WON:
+        core->generation++;
+        role_store(core, true);
+        go_alone(primary);
+        return;
+    case ARBITER_LOST:
+        yield(primary, event->generation, "the arbiter");
+        return;
+    case ARBITER_UNREACHABLE:
+        break;
+    }
+    /* Without exposure nobody has anything to resume by our generation: no reason to stop the guest. */
+    if (primary->exposed)
+        hold(primary);
+    if (wants_arbiter(primary))
+        primary->decide_at_ns = core->now_ns + role_backoff(&core->config, &primary->decide_pause_ns);
+    role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
+    primary->retry_at_ns = core->now_ns;
+    bool news = strncmp(core->reason, "the arbiter", 11) != 0;
+    role_reason(core, "the arbiter cannot be reached%s%s%s", event->text ? ": " : "",
+                event->text ? event->text : "", primary->held ? "; the guest is held" : "");
+    if (news)
+        role_report(core, LOG_LEVEL_ERROR, "not protected: %s", core->reason);
+}
+
+static void on_continue(struct primary *primary, const struct role_event *event)
+{
+    struct role_core *core = &primary->core;
+    if (!primary->held || core->state == PRIMARY_ARBITRATING) {
+        role_report(core, LOG_LEVEL_NOTICE, "the operator says continue; %s",
+                    primary->held ? "the arbiter is being asked" : "the guest is not held");
+        return;
+    }
+    if (core->config.arbiter && !event->force) {
+        drop_session(primary);
+        role_enter(core, PRIMARY_STALLED);
+        arbitrate(primary);
+        return;
+    }
+    drop_session(primary);
+    go_alone(primary);
+}
+
+static void connect_standby(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    primary->retry_at_ns = NEVER;
+    primary->lanes_up = primary->accepted = false;
+    core->session = ++primary->sessions;
+    primary->step_by_ns = core->now_ns + core->config.setup_ns;
+    role_enter(core, PRIMARY_CONNECTING);
+    role_act(core, ACTION_CONNECT);
+}
+
+static void on_control_up(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    if (core->state != PRIMARY_CONNECTING)
+        return;
+    role_enter(core, PRIMARY_GREETING);
+    primary->step_by_ns = core->now_ns + core->config.setup_ns;
+    role_send(core, WIRE_HELLO);
+    role_heartbeat_start(core, 0);
+}
+
+static void on_welcome(struct primary *primary, const struct role_event *event)
+{
+    struct role_core *core = &primary->core;
+    const struct message_welcome *welcome = event->welcome;
+    if (welcome->version != WIRE_VERSION) {
+        primary_violation(primary, "WELCOME chooses version %u, we offered %u", welcome->version,
+                          WIRE_VERSION);
+        return;
+    }
+    if (welcome->optional & ~core->config.optional) {
+        primary_violation(primary, "WELCOME chooses features 0x%llx, we offered 0x%llx",
+                          (unsigned long long)welcome->optional, (unsigned long long)core->config.optional);
+        return;
+    }
+    core->optional = welcome->optional;
+    memcpy(core->peer, welcome->host, sizeof core->peer);
+    core->peer[sizeof core->peer - 1] = 0;
+    role_heartbeat_start(core, welcome->detect_ms);
+
+    /* A standby that greets us runs no guest: nobody went on elsewhere. And without a checkpoint it cannot.
+     */
+    primary->settled = true;
+    primary->decide_at_ns = NEVER;
+    primary->decide_pause_ns = 0;
+    primary->exposed = welcome->has_commit;
+
+    primary->full = !welcome->has_commit ||
+                    memcmp(welcome->history, primary->history, sizeof primary->history) != 0 ||
+                    !epoch_resume(primary, welcome->committed_epoch);
+    role_enter(core, PRIMARY_DESCRIBING);
+    primary->step_by_ns = core->now_ns + core->config.setup_ns;
+    role_act(core, ACTION_OPEN_LANES);
+    role_send(core, WIRE_DESCRIBE);
+}
+
+static void session_ready(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    if (core->state != PRIMARY_DESCRIBING || !primary->lanes_up || !primary->accepted)
+        return;
+    primary->step_by_ns = NEVER;
+    role_enter(core, PRIMARY_COPYING);
+    role_reason(core, primary->full ? "the first full copy is under way" : "changes are being copied");
+    role_report(core, LOG_LEVEL_INFO, "session with %s: %s", core->peer[0] ? core->peer : "the standby",
+                primary->full ? "full copy" : "it kept its checkpoint; only what changed is copied");
+    release(primary);
+    epoch_begin_session(primary);
+}
+
+static void on_refuse(struct primary *primary, const struct role_event *event)
+{
+    /* The standby that runs the guest wins a tie: it was told to by an operator who overruled the arbiter. */
+    if (event->refusal == WIRE_REFUSE_GENERATION && event->generation >= primary->core.generation)
+        yield(primary, event->generation, "the standby");
+    else
+        primary_lose(primary, LOG_LEVEL_WARNING, "the standby refuses (%s): %s",
+                     wire_refusal_name(event->refusal), event->text ? event->text : "no reason given");
+}
+
+static void end(struct primary *primary, uint32_t goodbye, int code)
+{
+    struct role_core *core = &primary->core;
+    if (role_flow(core->state)->frames)
+        role_send(core, WIRE_GOODBYE)->reason = goodbye;
+    drop_session(primary);
+    primary->decide_at_ns = NEVER;
+    if (goodbye != WIRE_GOODBYE_STOP)
+        role_store(core, false);
+    role_enter(core, PRIMARY_ENDED);
+    role_act(core, ACTION_EXIT)->code = code;
+}
+
+static void on_guest(struct primary *primary, const struct role_event *event)
+{
+    struct role_core *core = &primary->core;
+    switch (event->guest) {
+    case VMM_EVENT_ENDED:
+        role_reason(core, "the guest ended");
+        role_report(core, LOG_LEVEL_NOTICE, "%s", core->reason);
+        end(primary, WIRE_GOODBYE_GUEST_ENDED, 0);
+        return;
+    case VMM_EVENT_FAILED:
+        role_reason(core, "the guest failed");
+        role_report(core, LOG_LEVEL_ERROR, "%s", core->reason);
+        end(primary, WIRE_GOODBYE_GUEST_FAILED, -EIO);
+        return;
+    case VMM_EVENT_STOPPED:
+        role_report(core, LOG_LEVEL_WARNING, "somebody else stopped the guest; checkpoints go on");
+        return;
+    case VMM_EVENT_RESUMED:
+        role_report(core, LOG_LEVEL_NOTICE, "somebody else let the guest run again");
+        return;
+    case VMM_EVENT_NONE:
+        return;
+    }
+}
+
+static void handle(struct primary *primary, const struct role_event *event)
+{
+    struct role_core *core = &primary->core;
+    if (epoch_event(primary, event))
+        return;
+    switch (event->type) {
+    case EVENT_CONTROL_UP:
+        on_control_up(primary);
+        return;
+    case EVENT_WELCOME:
+        on_welcome(primary, event);
+        return;
+    case EVENT_LANES_UP:
+        primary->lanes_up = true;
+        session_ready(primary);
+        return;
+    case EVENT_ACCEPT:
+        primary->accepted = true;
+        session_ready(primary);
+        return;
+    case EVENT_LINK_DOWN:
+        primary_lose(primary, LOG_LEVEL_WARNING, "%s%s",
+                     core->state == PRIMARY_CONNECTING ? "the standby cannot be reached: "
+                                                       : "the connection ended: ",
+                     event->text ? event->text : "no reason given");
+        return;
+    case EVENT_REFUSE:
+        on_refuse(primary, event);
+        return;
+    case EVENT_GOODBYE:
+        primary_lose(primary, LOG_LEVEL_WARNING, "the standby's engine was stopped");
+        return;
+    case EVENT_GUEST:
+        on_guest(primary, event);
+        return;
+    case EVENT_ARBITER:
+        on_arbiter(primary, event);
+        return;
+    case EVENT_CONTINUE:
+        on_continue(primary, event);
+        return;
+    case EVENT_STOP:
+        role_reason(core, "the operator stopped the engine");
+        end(primary, WIRE_GOODBYE_STOP, 0);
+        return;
+    default:
+        return;
+    }
+}
+
+static const char *owed(const struct primary *primary)
+{
+    switch (primary->core.state) {
+    case PRIMARY_CONNECTING:
+        return "no connection";
+    case PRIMARY_GREETING:
+        return "no WELCOME";
+    case PRIMARY_DESCRIBING:
+        return primary->accepted ? "no data lanes" : "no ACCEPT";
+    default:
+        return primary->loop.phase == PHASE_ACK ? "no ACK" : "no ROUND_DONE";
+    }
+}
+
+static void timers(struct primary *primary)
+{
+    struct role_core *core = &primary->core;
+    uint64_t now_ns = core->now_ns;
+    /* Until WELCOME the standby owes no heartbeats; step_by_ns bounds that. */
+    bool watched = core->state == PRIMARY_DESCRIBING || core->state == PRIMARY_COPYING ||
+                   core->state == PRIMARY_PROTECTED;
+    if (watched && now_ns >= role_silent_at(core))
+        primary_lose(primary, LOG_LEVEL_WARNING, "the standby was silent for %llu ms",
+                     (unsigned long long)((now_ns - core->heard_ns) / NS_PER_MS));
+    if (now_ns >= primary->step_by_ns)
+        primary_lose(primary, LOG_LEVEL_WARNING, "%s from the standby within %llu ms", owed(primary),
+                     (unsigned long long)(core->config.setup_ns / NS_PER_MS));
+    if (now_ns >= primary->decide_at_ns) {
+        if (core->session) { /* an attempt to connect that came to nothing yet */
+            drop_session(primary);
+            role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
+        }
+        arbitrate(primary);
+    }
+    if (now_ns >= primary->retry_at_ns)
+        connect_standby(primary);
+    epoch_timers(primary);
+    role_heartbeat_run(core, primary->loop.acked_epoch);
+}
+
+/* May this event change the machine? Ends the session where the peer broke the protocol. */
+static bool permitted(struct primary *primary, const struct role_event *event)
+{
+    struct role_core *core = &primary->core;
+    if (role_event_of_session(event->type) && (!core->session || event->session != core->session))
+        return false;
+    if (!role_event_is_frame(event->type))
+        return true;
+    role_heard(core);
+    if (event->generation > core->generation && event->type != EVENT_REFUSE) {
+        yield(primary, event->generation, "the standby");
+        return false;
+    }
+    if (!(role_flow(core->state)->frames & EVENT_BIT(event->type))) {
+        primary_violation(primary, "%s while %s", role_event_frame_name(event), role_state_name(core->state));
+        return false;
+    }
+    return true;
+}
+
+void primary_step(struct primary *primary, const struct role_event *event, struct role_actions *ret_actions)
+{
+    struct role_core *core = &primary->core;
+    role_step_begin(core, event, ret_actions);
+    if (core->state == PRIMARY_ENDED)
+        return;
+    if (core->state == PRIMARY_YIELDED && event->type != EVENT_STOP && event->type != EVENT_GUEST)
+        return;
+    if (!primary->stored)
+        role_store(core, true);
+    primary->stored = true;
+    if (permitted(primary, event))
+        handle(primary, event);
+    if (core->state != PRIMARY_ENDED && core->state != PRIMARY_YIELDED)
+        timers(primary);
+}
+
+uint64_t primary_deadline(const struct primary *primary)
+{
+    const struct role_core *core = &primary->core;
+    if (core->state == PRIMARY_ENDED || core->state == PRIMARY_YIELDED)
+        return NEVER;
+    if (!primary->stored)
+        return core->now_ns;
+    uint64_t at_ns = earlier(primary->step_by_ns, earlier(primary->retry_at_ns, primary->decide_at_ns));
+    if (core->session)
+        at_ns = earlier(at_ns, core->heartbeat_at_ns);
+    if (core->state >= PRIMARY_DESCRIBING && core->state <= PRIMARY_PROTECTED)
+        at_ns = earlier(at_ns, role_silent_at(core));
+    if (primary->loop.phase == PHASE_REST)
+        at_ns = earlier(at_ns, primary->loop.next_at_ns);
+    return at_ns;
+}
+
+void primary_get_status(const struct primary *primary, struct role_status *ret_status)
+{
+    const struct role_core *core = &primary->core;
+    const struct epoch_loop *loop = &primary->loop;
+    /* The operator asks whether the guest is held, not which connection attempt is under way. */
+    bool stalled = primary->held && core->state < PRIMARY_COPYING;
+    *ret_status = (struct role_status){
+        .state = stalled ? PRIMARY_STALLED : core->state,
+        .since_ns = core->since_ns,
+        .generation = core->generation,
+        .session = core->session,
+        .epoch = loop->epoch,
+        .committed_epoch = loop->acked_epoch,
+        .committed_at_ns = loop->acked_at_ns,
+        .interval_ns = epoch_interval(primary),
+        .optional = core->session ? core->optional : 0,
+        .guest_here = core->state != PRIMARY_YIELDED,
+        .protected_now = core->state == PRIMARY_PROTECTED,
+    };
+    memcpy(ret_status->history, primary->history, sizeof ret_status->history);
+    memcpy(ret_status->reason, core->reason, sizeof ret_status->reason);
+    memcpy(ret_status->peer, core->peer, sizeof ret_status->peer);
+}

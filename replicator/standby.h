@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_REPLICATOR_STANDBY_H
+#define UNDERSTUDY_REPLICATOR_STANDBY_H
+
+#include "replicator/machine.h"
+
+/* The standby's machine, shared by its two files: standby.c (sessions, epochs) and standby_takeover.c. */
+
+/* What could be resumed here. */
+struct standby_commit {
+    bool present;
+    /*
+     * The guest's memory matches no checkpoint any more (apply failed, or its process is gone). The next
+     * session must bring everything into a fresh guest.
+     */
+    bool broken;
+    bool applying; /* EVENT_APPLIED is awaited */
+    /* Why what is here is older than what the guest has shown to the world since (the primary left in order,
+     * or somebody else won the generation). Never resumed without an operator then. NULL: it is not. */
+    const char *overtaken;
+    uint8_t history[16];
+    uint64_t epoch, at_ns;
+    uint64_t generation; /* by whose right it was made */
+};
+
+struct standby {
+    struct role_core core;
+    struct standby_commit commit;
+
+    /* session */
+    uint8_t history[16]; /* of the guest that the session replicates */
+    bool prepared, lanes_up;
+    uint64_t step_by_ns;
+    /* the epoch that arrives */
+    uint64_t epoch; /* the latest seen in this session, 0: none yet */
+    uint32_t round; /* the next one */
+    bool between;   /* the latest epoch is committed; round 0 of the next follows */
+    bool expecting, expecting_commit;
+    bool finishing; /* verified; waits for the former epoch's APPLIED */
+
+    /* takeover */
+    uint64_t takeover_at_ns; /* LOST: when the silence is long enough, or the arbiter is asked again */
+    uint64_t arbitrate_pause_ns;
+    bool loading; /* ACTION_TAKEOVER was issued */
+    bool stop_wanted;
+};
+
+/* standby.c */
+/* Close the session; what is not committed is dropped. */
+void standby_drop_session(struct standby *standby);
+
+/* standby_takeover.c */
+/* The session is over: lost, waiting, or taking over, as policy and checkpoint say. */
+void standby_lost(struct standby *standby, const char *why);
+void standby_take_over_now(struct standby *standby, bool force);
+void standby_on_takeover(struct standby *standby, const struct role_event *event);
+void standby_on_arbiter(struct standby *standby, const struct role_event *event);
+void standby_on_running(struct standby *standby, const struct role_event *event);
+/* TAKING_OVER waited for the guest's memory to be whole. */
+void standby_load(struct standby *standby);
+/* May the checkpoint here be resumed without asking anybody? Else `ret_why` says why not. */
+bool standby_commit_current(const struct standby *standby, const char **ret_why);
+
+#endif
