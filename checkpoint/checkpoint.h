@@ -33,8 +33,8 @@ struct checkpoint_config {
     unsigned lanes;       /* data lanes that will call produce() with lane 1..lanes */
     enum checkpoint_compression compression;
     bool lz4_allowed;         /* negotiated */
-    uint64_t pause_budget_ns; /* aim for the pause of a capture */
-    uint64_t pause_limit_ns;  /* a capture that would stop the guest longer is given up */
+    uint64_t pause_budget_ns; /* aim for the pause of a capture; 0: none */
+    uint64_t pause_limit_ns;  /* a capture that would stop the guest longer is given up; 0: no limit */
     /* A round is complete: all its frames were produced. Called on a lane's thread (or the owner's, for an
      * empty round); must not call back into the checkpoint. */
     void (*round_sent)(void *ctx, uint64_t epoch, uint32_t round, const struct message_totals *totals);
@@ -87,8 +87,10 @@ struct checkpoint_capture {
 /*
  * The final round: capture. Returns 0 when the guest runs again and the frames can be produced; the caller
  * sends COMMIT when round_sent() has come. -ETIME: the pause limit would have been passed; the guest runs,
- * everything is pending again. Any other negative errno likewise leaves the guest running and nothing lost.
- * `verify` may be NULL.
+ * everything is pending again and nothing of the round was sent: it may be tried again. Any other negative
+ * errno likewise leaves the guest running and nothing lost, but frames of the round may be out, so that the
+ * session must end; -ETIMEDOUT is such a failure: the lanes were too slow for pages that did not fit in
+ * staging. `verify` may be NULL.
  */
 int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
                        struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture);

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "checkpoint/rate.h"
+
+/* Samples fade over this many bytes: 32 chunks, a few milliseconds of a busy lane. */
+#define MEMORY_BYTES 8e6
+
+/* The way in use is left only for a gain of this factor, so that noise does not turn the decision. */
+#define HYSTERESIS 0.93
+
+static void meter_add(struct rate_meter *meter, double value, double weight)
+{
+    meter->value += value;
+    meter->weight += weight;
+    if (meter->weight > MEMORY_BYTES) {
+        double keep = MEMORY_BYTES / meter->weight;
+        meter->value *= keep;
+        meter->weight *= keep;
+    }
+}
+
+static double meter_ratio(const struct rate_meter *meter)
+{
+    return meter->value / meter->weight;
+}
+
+static void decide(struct rate *rate)
+{
+    if (rate->raw_ns.weight <= 0 || rate->lz4_ns.weight <= 0 || rate->carry_ns.weight <= 0)
+        return;
+    double carry = meter_ratio(&rate->carry_ns);
+    double raw = meter_ratio(&rate->raw_ns) + carry;
+    double lz4 = meter_ratio(&rate->lz4_ns) + meter_ratio(&rate->lz4_out) * carry;
+    rate->compressing = rate->compressing ? raw >= lz4 * HYSTERESIS : lz4 < raw * HYSTERESIS;
+}
+
+bool rate_next_is_lz4(struct rate *rate)
+{
+    /* Whatever is unknown is tried first. */
+    if (rate->raw_ns.weight <= 0)
+        return false;
+    if (rate->lz4_ns.weight <= 0)
+        return true;
+    if (rate->until_sample == 0) {
+        rate->until_sample = RATE_SAMPLE_EVERY;
+        return !rate->compressing;
+    }
+    rate->until_sample--;
+    return rate->compressing;
+}
+
+void rate_encoded(struct rate *rate, bool lz4, uint64_t in, uint64_t out, uint64_t ns)
+{
+    if (in == 0)
+        return;
+    meter_add(lz4 ? &rate->lz4_ns : &rate->raw_ns, (double)ns, (double)in);
+    if (lz4)
+        meter_add(&rate->lz4_out, (double)out, (double)in);
+    decide(rate);
+}
+
+void rate_carried(struct rate *rate, uint64_t bytes, uint64_t ns)
+{
+    if (bytes == 0)
+        return;
+    meter_add(&rate->carry_ns, (double)ns, (double)bytes);
+    decide(rate);
+}
