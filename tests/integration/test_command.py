@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import stat
 
 from understudy_test import check
@@ -71,13 +72,12 @@ def test_status_schema(run):
     check(status["guest"]["running"] and status["guest"]["pid"] == pair.qemu.pid, f"guest: {status['guest']}")
     check(status["initial_copy"]["bytes"] >= pair.memory << 20, f"initial_copy: {status['initial_copy']}")
     check(status["staging"]["used_peak_bytes"] <= status["staging"]["configured_bytes"], f"{status['staging']}")
-    socket = os.path.join(pair.path("run"), "web.alpha.sock")
-    check(stat.S_IMODE(os.stat(socket).st_mode) == 0o600, "the control socket's mode is not 0600")
+    path = os.path.join(pair.path("run"), "web.alpha.sock")
+    check(stat.S_IMODE(os.stat(path).st_mode) == 0o600, "the control socket's mode is not 0600")
     return f"pause p50 {status['pause_ms']['p50']:.1f} ms, p99 {status['pause_ms']['p99']:.1f} ms"
 
 
 def test_control_socket_takes_nonsense(run):
-    import socket
     pair = run.pair().up()
     path = os.path.join(pair.path("run"), "web.alpha.sock")
     for line in b"\n", b"{}\n", b"[1,2]\n", b"{\"command\":7}\n", b"{\"command\":\"no\"}\n", b"\xff\xfe\n", b"{" * 70000:

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from understudy_test import check, wait_for
+from understudy_test import PAGES, check, wait_for
 
 # Point: the pass at which it strikes, so that it strikes in the middle of something.
 PRIMARY = {"attach": 1, "baseline": 1, "copy-round": 1, "capture-paused": 3, "capture-scanned": 3,
@@ -25,7 +25,7 @@ def test_every_point_is_listed_here(run):
 
 def kill_primary_at(run, points):
     """The primary's engine dies at each point in turn; the guest goes on, a new engine protects it."""
-    pair = run.pair(load="us.load=pages").start_guest()
+    pair = run.pair(load=PAGES).start_guest()
     pair.standby()
     for point, number in points.items():
         engine = pair.protect(protected=False, faults=[f"{point}@{number}=kill"])
@@ -64,7 +64,7 @@ def test_guest_runs_after_a_kill_in_the_pause(run):
 
 def kill_standby_at(run, points, action="kill"):
     """The standby's engine dies at each point; the guest goes on, a new standby is filled."""
-    pair = run.pair(load="us.load=pages").start_guest()
+    pair = run.pair(load=PAGES).start_guest()
     engine = pair.standby()
     pair.protect()
     for point, number in points.items():
@@ -92,7 +92,7 @@ def test_standby_killed_while_committing(run):
 def test_primary_dies_with_the_standby_in_mid_epoch(run):
     """The primary dies while the standby is slow at each step: the last acknowledged checkpoint is resumed."""
     for point in "stage-pages", "verify-epoch", "ack-send", "apply-half":
-        pair = run.pair(tag=f"mid-{point}", takeover="manual", load="us.load=pages")
+        pair = run.pair(tag=f"mid-{point}", takeover="manual", load=PAGES)
         pair.start_guest()
         pair.standby(faults=[f"{point}@{40 if point == 'stage-pages' else 10}=delay:1500"])
         pair.protect()
@@ -102,7 +102,7 @@ def test_primary_dies_with_the_standby_in_mid_epoch(run):
         pair.kill_primary()
         stop_watching()
         run.us("takeover", pair.config("beta"), "--host", "beta")
-        pair.check_taken_over(ticks=2)
+        pair.check_taken_over()
         check(pair.status("beta")["committed_epoch"] >= committed, "an older checkpoint was resumed", pair.story)
         pair.engines["beta"].kill()
         for pid in pair.memory_guests():
@@ -157,7 +157,7 @@ def test_takeover_step_fails(run):
     pair.kill_primary()
     pair.wait_state("beta", "lost", seconds=20)
     run.us("takeover", pair.config("beta"), "--host", "beta", expect=None)
-    pair.check_taken_over(ticks=2)
+    pair.check_taken_over()
 
 
 def test_generation_store(run):
@@ -181,7 +181,7 @@ def test_generation_store(run):
 
 def test_errors_instead_of_deaths(run):
     """The same points with an error instead of a death: the session ends with a reason and comes back."""
-    pair = run.pair(load="us.load=pages").start_guest()
+    pair = run.pair(load=PAGES).start_guest()
     standby = pair.standby()
     for point in "copy-round", "capture-paused", "capture-scanned", "capture-copied", "encode", "commit-send":
         engine = pair.protect(protected=False, faults=[f"{point}@{max(2, PRIMARY[point])}=error"])

@@ -4,8 +4,9 @@ import os
 import signal
 import time
 
+import processes
 from qmp import Qmp
-from understudy_test import check, wait_for
+from understudy_test import LIGHT, PAGES, check, wait_for
 
 
 def protect_and_lose(run, **options):
@@ -17,7 +18,7 @@ def protect_and_lose(run, **options):
     pair.wait_epochs(10)
     pair.kill_primary()
     stop_watching()
-    pair.check_taken_over(ticks=4)
+    pair.check_taken_over()
     return pair
 
 
@@ -30,11 +31,11 @@ def test_microvm(run):
 
 
 def test_smp4(run):
-    protect_and_lose(run, smp=4, load="us.load=pages")
+    protect_and_lose(run, smp=4, load=PAGES)
 
 
 def test_shared_memory(run):
-    protect_and_lose(run, shared=True, load="us.load=pages")
+    protect_and_lose(run, shared=True, load=PAGES)
 
 
 def test_unprivileged_sandboxed(run):
@@ -44,7 +45,7 @@ def test_unprivileged_sandboxed(run):
 
 def test_disk_reads_in_flight(run):
     """O_DIRECT reads fill pages without a fault: no such write may be missed."""
-    pair = run.pair(disk=True, load="us.disk", interval="20ms")
+    pair = run.pair(disk=True, load=LIGHT + " us.disk=/dev/vda", interval="20ms")
     pair.up()
     for _ in range(3):
         pair.wait_epochs(20)
@@ -55,7 +56,7 @@ def test_disk_reads_in_flight(run):
     pair.kill_primary()
     stop_watching()
     run.us("takeover", pair.config("beta"), "--host", "beta")
-    pair.check_taken_over(ticks=4)
+    pair.check_taken_over()
 
 
 def test_stopped_by_the_administrator(run):
@@ -125,7 +126,6 @@ def test_second_engine_is_refused(run):
 
 def test_long_lines_of_life(run):
     """Two thousand checkpoints at 5 ms: neither engine grows."""
-    import processes
     pair = run.pair(interval="5ms", pause_share="60").up()
     pair.wait_epochs(200, seconds=60)
     before = {host: processes.rss(pair.engines[host].pid) for host in ("alpha", "beta")}

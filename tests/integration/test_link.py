@@ -4,7 +4,7 @@ import os
 import signal
 
 import processes
-from understudy_test import check, wait_for
+from understudy_test import HEAVY, check, wait_for
 
 MIB = 1 << 20
 
@@ -88,7 +88,7 @@ def test_engine_killed_and_back(run):
 
 def test_slow_standby(run):
     """A slow wire slows the checkpoints. It neither stops the guest nor grows the engine."""
-    pair = run.pair(proxy=True, load="us.load=heavy", interval="20ms", detect="4s")
+    pair = run.pair(proxy=True, load=HEAVY, interval="20ms", detect="4s")
     pair.start_guest()
     pair.standby()
     pair.protect()
@@ -108,7 +108,7 @@ def test_slow_standby(run):
 
 def test_full_staging(run):
     """A standby that may stage less than one checkpoint needs refuses by name and keeps its last commit."""
-    pair = run.pair(load="us.load=heavy", standby_staging="1MiB", pause_limit="5s", staging="128MiB")
+    pair = run.pair(load=HEAVY, standby_staging="1MiB", pause_limit="5s", staging="128MiB")
     pair.start_guest()
     pair.standby()
     pair.protect(protected=False)

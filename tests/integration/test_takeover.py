@@ -3,7 +3,7 @@
 import os
 import signal
 
-from understudy_test import check, wait_for
+from understudy_test import HEAVY, LIGHT, PAGES, check, wait_for
 
 
 def test_auto(run):
@@ -14,7 +14,7 @@ def test_auto(run):
     pair.kill_primary()
     stop_watching()
     check(pair.acknowledged > 0, "no checkpoint was acknowledged before the kill", pair.story)
-    first = pair.check_taken_over(ticks=5)
+    first = pair.check_taken_over()
     status = pair.status("beta")
     check(status["guest"]["running"], "status does not say that the guest runs", pair.story)
     check(set(status["takeover_ms"]) >= {"detect", "arbitrate", "apply", "load", "run", "total"},
@@ -26,7 +26,7 @@ def test_auto(run):
 def test_soak(run):
     """The same at random moments, with every workload. UNDERSTUDY_SOAK raises the number of rounds."""
     rounds = int(os.environ.get("UNDERSTUDY_SOAK", "3"))
-    loads = ["us.load=light", "us.load=pages", "us.load=heavy"]
+    loads = [LIGHT, PAGES, HEAVY]
     for number in range(rounds):
         load = loads[number % len(loads)]
         interval = run.random.choice(["10ms", "30ms", "50ms", "100ms"])
@@ -38,7 +38,7 @@ def test_soak(run):
         wait_for("a random moment", 10, lambda: run.random.random() < 0.05)
         pair.kill_primary()
         stop_watching()
-        pair.check_taken_over(ticks=4)
+        pair.check_taken_over()
         pair.engines["beta"].signal(signal.SIGKILL)
         for pid in pair.memory_guests():
             os.kill(pid, signal.SIGKILL)
@@ -69,10 +69,8 @@ def test_survives_engine(run):
 
 def test_guest_shutdown_is_no_takeover(run):
     """A guest that ends in order ended on purpose: the standby must not bring it back."""
-    pair = run.pair(takeover="auto").up()
-    pair.wait_epochs(5)
-    # A power button press would need a guest that listens; QEMU's own orderly end is the same event.
-    pair.qemu.signal(signal.SIGTERM)
+    pair = run.pair(takeover="auto", load=LIGHT + " us.end=12").up()
+    wait_for("the guest powers off", 40, lambda: not pair.qemu.running(), pair.story, every=0.1)
     pair.engines["alpha"].wait(20)
     active = pair.ticking(4)
     check(active == [], f"after an orderly end the guest still runs on {active}", pair.story)

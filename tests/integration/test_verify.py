@@ -2,7 +2,7 @@
 """`understudy verify`: finds nothing where nothing is wrong, and exactly what is wrong where something is."""
 import os
 
-from understudy_test import check
+from understudy_test import PAGES, check
 
 
 def ram_mapping(pid, size):
@@ -17,7 +17,7 @@ def ram_mapping(pid, size):
 
 
 def test_equal(run):
-    pair = run.pair(load="us.load=pages").up()
+    pair = run.pair(load=PAGES).up()
     pair.wait_epochs(5)
     found = pair.verify()
     check(found["differing"] == 0, f"memory differs: {found}", pair.story)

@@ -26,6 +26,12 @@ SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file_
 UUID = "6f1c2a9e-3a54-4d0b-9b1e-77d0c0ffee01"
 
 
+# Workloads of the guest (tests/guest/README.md).
+LIGHT = "us.mem=8M us.rate=200 us.check=4000"
+PAGES = "us.mem=32M us.rate=3000"
+HEAVY = "us.mem=32M us.rate=max us.mode=random us.order=sequential us.check=8000"
+
+
 class Skip(Exception):
     """This machine cannot run the test; the reason."""
 
@@ -69,8 +75,12 @@ class Serial:
         """[(counter, rounds of the guest's own checks)] of the whole lines so far."""
         return [(int(a), int(b)) for a, b in re.findall(r"^tick (\d+) ok (\d+)\r?\n", self.text(), re.M)]
 
+    def passes(self):
+        """How often the guest has checked its whole memory."""
+        return len(re.findall(r"^pass \d+ ok \d+\r?\n", self.text(), re.M))
+
     def corrupt(self):
-        found = re.search(r"^.*CORRUPT.*$", self.text(), re.M)
+        found = re.search(r"^.*(CORRUPT|FATAL|Kernel panic).*$", self.text(), re.M)
         return found and found.group(0)
 
     def probe(self):
@@ -166,14 +176,13 @@ def find_binary(build):
 
 
 def guest_image(build):
-    """(kernel, initramfs), made once for each build directory."""
-    directory = os.path.join(build, "tests", "guest", "image")
-    kernel, initramfs = (os.path.join(directory, name) for name in ("vmlinuz", "initramfs"))
-    if not (os.path.exists(kernel) and os.path.exists(initramfs)):
-        os.makedirs(directory, exist_ok=True)
-        subprocess.run([os.path.join(SOURCE, "tests/guest/build.sh"), directory], check=True, timeout=300,
-                       capture_output=True)
-    return kernel, initramfs
+    """(kernel, initrd), made once for each build directory."""
+    directory = os.path.join(build, "guest")
+    done = subprocess.run([os.path.join(SOURCE, "tests/guest/build.sh"), directory], timeout=300,
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"the guest's image could not be built: {done.stdout}{done.stderr}")
+    return os.path.join(directory, "vmlinuz"), os.path.join(directory, "initrd")
 
 
 def fault(*points):
@@ -183,15 +192,14 @@ def fault(*points):
 class Pair:
     """A machine protected between host alpha and host beta: configuration, guest, engines, questions."""
 
-    def __init__(self, run, machine="q35", memory=128, smp=1, load="", disk=False, shared=False,
+    def __init__(self, run, machine="q35", memory=128, smp=1, load=LIGHT, disk=False, shared=False,
                  unprivileged=False, proxy=False, interval="50ms", takeover="manual", arbiter="file",
-                 standby_machine=None, tag="web", memory_backend=None, shutdown=None, **keys):
+                 standby_machine=None, tag="web", **keys):
         self.run, self.tag = run, tag
         self.directory = os.path.join(run.directory, tag)
         os.makedirs(self.directory, exist_ok=True)
         self.machine, self.standby_machine = machine, standby_machine or machine
         self.memory, self.smp, self.load, self.disk, self.shared = memory, smp, load, disk, shared
-        self.shutdown = shutdown
         self.unprivileged = unprivileged
         self.probe = None
         self.engines = {}
@@ -243,9 +251,10 @@ class Pair:
         machine = self.machine if host == "alpha" else self.standby_machine
         accelerator = "kvm" if has_hardware_virtualisation() else "tcg"
         kernel, initramfs = self.run.guest
-        append = ["console=ttyS0", "quiet", "panic=-1"] + self.load.split()
+        block = "ram" if self.shared else "microvm.ram" if machine.startswith("microvm") else "pc.ram"
+        append = ["console=ttyS0", "quiet", "panic=-1", f"us.block={block}"] + self.load.split()
         argv = ["qemu-system-x86_64", "-accel", accelerator, "-m", f"{self.memory}M", "-smp", str(self.smp),
-                "-display", "none", "-nodefaults", "-no-user-config",
+                "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
                 "-serial", f"file:{self.path(host + '.serial')}",
                 "-qmp", f"unix:{self.path(host + '.qmp')},server=on,wait=off",
                 "-kernel", kernel, "-initrd", initramfs]
@@ -260,16 +269,15 @@ class Pair:
             argv += ["-drive", f"file={self.path('disk.img')},if=none,id=disk,format=raw,cache=none,"
                      "aio=native,file.locking=off", "-device", f"{bus},drive=disk"]
         if self.unprivileged and host == "alpha":
-            argv += ["-runas", "nobody", "-sandbox",
-                     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+            argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", *argv,
+                    "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
         return argv + ["-append", "'" + " ".join(append) + "'"]
 
     # -- starting -----------------------------------------------------------------------------------------
     def start_guest(self, ticks=2, seconds=60):
         if self.disk and not os.path.exists(self.path("disk.img")):
-            with open(self.path("disk.img"), "wb") as file:
-                for _ in range(64):
-                    file.write(os.urandom(1 << 20))
+            self.run.command(os.path.join(self.run.build, "guest", "guest-init"), "disk", self.path("disk.img"),
+                             str(64 << 20))
         if self.unprivileged:
             for directory in self.run.directory, self.directory:
                 os.chmod(directory, 0o777)
@@ -367,8 +375,8 @@ class Pair:
                  lambda: (self.status(host) or {}).get("checkpoints", 0) >= first + count, self.story)
         return self.status(host)
 
-    def wait_ticks(self, host, count=3, seconds=40):
-        """The guest goes on: so many more of its own checks, all of them right."""
+    def wait_ticks(self, host, count=5, seconds=40):
+        """The guest goes on, and nothing it checked was wrong."""
         serial = self.serial(host)
         first = len(serial.ticks())
         wait_for(f"{count} more ticks on {host}", seconds,
@@ -433,10 +441,15 @@ class Pair:
         self.qemu.popen.wait(10)
         self.engines["alpha"].popen.wait(10)
 
-    def check_taken_over(self, seconds=30, ticks=3):
-        """The guest runs on beta, not behind what was acknowledged, and its own checks find nothing wrong."""
+    def check_taken_over(self, seconds=30, passes=2):
+        """The guest runs on beta, not behind what was acknowledged, and has since checked its whole memory.
+
+        The first pass may have begun before the takeover; the second has seen every page after it."""
         self.wait_state("beta", "active", seconds=seconds)
-        self.wait_ticks("beta", ticks)
+        serial = self.serial("beta")
+        wait_for(f"{passes} passes of the guest's own check on beta", 60,
+                 lambda: serial.corrupt() or serial.passes() >= passes, self.story, every=0.1)
+        check(not serial.corrupt(), f"the guest on beta found its memory wrong: {serial.corrupt()}", self.story)
         first = self.serial("beta").ticks()[0][0]
         committed = self.status("beta")["probe"]["committed"]
         check(committed >= self.acknowledged,
