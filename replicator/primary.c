@@ -23,6 +23,10 @@
  *                                     a connection that broke is not yet a standby that died
  */
 
+/* Connecting and WELCOME need no guest: a standby that is there answers soon, and one whose host is gone must
+ * not keep us from trying again for as long as a guest may take to start. */
+#define GREETING_DETECTS 8
+
 /* A primary that was never protected in this life asks the arbiter only when a first session had ample time.
  */
 #define FIRST_CONTACT_DETECTS 4
@@ -214,13 +218,18 @@ static void on_continue(struct primary *primary, const struct role_event *event)
     go_alone(primary);
 }
 
+static uint64_t greeting_by(const struct role_core *core)
+{
+    return core->now_ns + earlier(core->config.setup_ns, GREETING_DETECTS * core->config.detect_ns);
+}
+
 static void connect_standby(struct primary *primary)
 {
     struct role_core *core = &primary->core;
     primary->retry_at_ns = NEVER;
     primary->lanes_up = primary->accepted = false;
     core->session = ++primary->sessions;
-    primary->step_by_ns = core->now_ns + core->config.setup_ns;
+    primary->step_by_ns = greeting_by(core);
     role_enter(core, PRIMARY_CONNECTING);
     role_act(core, ACTION_CONNECT);
 }
@@ -231,7 +240,7 @@ static void on_control_up(struct primary *primary)
     if (core->state != PRIMARY_CONNECTING)
         return;
     role_enter(core, PRIMARY_GREETING);
-    primary->step_by_ns = core->now_ns + core->config.setup_ns;
+    primary->step_by_ns = greeting_by(core);
     role_send(core, WIRE_HELLO);
     role_heartbeat_start(core, 0);
 }
@@ -408,8 +417,7 @@ static void timers(struct primary *primary)
         primary_lose(primary, LOG_LEVEL_WARNING, "the standby was silent for %llu ms",
                      (unsigned long long)((now_ns - core->heard_ns) / NS_PER_MS));
     if (now_ns >= primary->step_by_ns)
-        primary_lose(primary, LOG_LEVEL_WARNING, "%s from the standby within %llu ms", owed(primary),
-                     (unsigned long long)(core->config.setup_ns / NS_PER_MS));
+        primary_lose(primary, LOG_LEVEL_WARNING, "%s from the standby in time", owed(primary));
     if (now_ns >= primary->decide_at_ns) {
         if (core->session) { /* an attempt to connect that came to nothing yet */
             drop_session(primary);

@@ -4,7 +4,8 @@
 
 #include "replicator/machine.h"
 
-/* The standby's machine, shared by its two files: standby.c (sessions, epochs) and standby_takeover.c. */
+/* The standby's machine, shared by its files: standby.c (sessions), standby_epoch.c and
+ * standby_takeover.c. */
 
 /* What could be resumed here. */
 struct standby_commit {
@@ -48,6 +49,17 @@ struct standby {
 /* standby.c */
 /* Close the session; what is not committed is dropped. */
 void standby_drop_session(struct standby *standby);
+/* End the session by refusing it. The committed checkpoint stays. */
+void standby_refuse(struct standby *standby, enum wire_refusal code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* RECEIVING, once the waiting guest and the lanes are there. */
+void standby_session_ready(struct standby *standby);
+
+/* standby_epoch.c */
+void standby_on_round_end(struct standby *standby, const struct role_event *event);
+void standby_on_round_complete(struct standby *standby, const struct role_event *event);
+void standby_on_applied(struct standby *standby, const struct role_event *event);
+void standby_on_guest(struct standby *standby, const struct role_event *event);
 
 /* standby_takeover.c */
 /* The session is over: lost, waiting, or taking over, as policy and checkpoint say. */
