@@ -17,10 +17,16 @@
  * its producer and nothing queues without bound. Receiving is by push: every valid frame is given to frame();
  * while that call blocks, TCP's own flow control stops the peer.
  *
+ * In TLS 1.3 a client learns only after its own handshake whether the server accepts its certificate. So the
+ * server's stream begins with one byte, LANE_CONFIRMATION (0x06), before its first frame, and the client is
+ * up when it has seen it.
+ *
  * All callbacks run on the lane's thread. down() is called exactly once, last, for every lane that was
  * started.
  */
 struct lane;
+
+#define LANE_CONFIRMATION 0x06
 
 struct lane_ops {
     /* The handshake is done and the peer's name is proven. */
@@ -48,6 +54,7 @@ struct lane_config {
     uint32_t buffer_bytes; /* plaintext buffer for produce(), at least one whole frame; 0: 1 MiB */
     enum lane_zerocopy { LANE_ZEROCOPY_AUTO, LANE_ZEROCOPY_OFF, LANE_ZEROCOPY_ON } zerocopy;
     bool no_ktls;
+    uint64_t rekey_bytes; /* change the sending key after so many; 0: 64 GiB */
 };
 
 /* Start connecting to `address`. Returns at once; up() or down() follows. The config is copied. */
@@ -56,6 +63,10 @@ int lane_connect(struct lane **ret_lane, const struct lane_config *config, const
 
 /* Start the server's half on an accepted socket; takes ownership of `fd` even on failure. */
 int lane_accept(struct lane **ret_lane, const struct lane_config *config, int fd);
+
+/* An accepted lane learns from its first frame (HELLO) what it is. Only within frame() of that first frame;
+ * until then a lane with `control` false accepts HELLO alone. */
+void lane_set_kind(struct lane *lane, bool control, unsigned index);
 
 /* There is something to produce. Any thread, cheap, may be called at any time before lane_free. */
 void lane_kick(struct lane *lane);
