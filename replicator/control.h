@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_REPLICATOR_CONTROL_H
+#define UNDERSTUDY_REPLICATOR_CONTROL_H
+
+#include "replicator/loop.h"
+
+#include <jansson.h>
+
+/*
+ * The control socket: a UNIX stream socket (mode 0600) on which the commands talk to the daemon, one JSON
+ * object a line each way. Requests of one client are answered in order; an answer may come later (takeover,
+ * verify).
+ */
+struct control;
+
+/* `request` gets the parsed object (borrowed) and a client number to answer to. */
+typedef void control_request(void *ctx, uint64_t client, const char *command, json_t *request);
+
+/* -EADDRINUSE when a daemon answers there already; a stale socket file is replaced. */
+int control_new(struct control **ret_control, struct loop *loop, const char *path, control_request *request,
+                void *ctx);
+void control_free(struct control *control);
+
+/* Takes over the reference to `reply`. A client that is gone is ignored. */
+void control_reply(struct control *control, uint64_t client, json_t *reply);
+
+/* {"error": text} */
+void control_refuse(struct control *control, uint64_t client, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* The commands' half: send `request` (reference taken over), wait for the answer at most `timeout_ms`.
+ * -ENOENT or -ECONNREFUSED: no daemon there. */
+int control_call(const char *path, json_t *request, unsigned timeout_ms, json_t **ret_reply);
+
+#endif

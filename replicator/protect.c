@@ -1,0 +1,669 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "replicator/protect.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/scope.h"
+#include "replicator/daemon.h"
+#include "vmm/qemu/qemu.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+
+/*
+ * Theory of operation
+ *
+ * Four kinds of threads. The main thread owns the role machine and performs its actions. The guest's thread
+ * makes all calls on the guest: attach, rounds, captures. Each lane has its own thread: data lanes pull
+ * frames from the checkpoint, the control lane from its link's outbox. Nobody waits for the main thread, and
+ * it waits for nobody but the disk that holds the generation file; so heartbeats go out while the guest is
+ * being captured and while lanes are busy.
+ */
+
+static const struct hub_ops hub_ops;
+
+static void step(void *daemon, struct role_event *event);
+
+/* --- guest's thread --- */
+
+struct guest_job {
+    struct job job;
+    struct role_event event; /* the reply */
+    bool full, capture;
+    uint64_t generation;
+    struct checkpoint_verify *verify;
+    struct checkpoint_capture captured;
+    char text[ERROR_TEXT_MAX];
+};
+
+static void remember(struct guest_job *job, int code)
+{
+    job->event.code = code;
+    if (code < 0) {
+        snprintf(job->text, sizeof job->text, "%s", error_text());
+        job->event.text = job->text;
+    }
+}
+
+static void run_begin(struct job *base, void *daemon)
+{
+    struct guest_job *job = (struct guest_job *)base;
+    struct protect *protect = daemon;
+    int r = 0;
+    if (!protect->begun)
+        r = checkpoint_begin(protect->checkpoint);
+    else if (job->full)
+        checkpoint_all_pending(protect->checkpoint);
+    if (r == 0)
+        protect->begun = true;
+    remember(job, r);
+}
+
+static void run_round(struct job *base, void *daemon)
+{
+    struct guest_job *job = (struct guest_job *)base;
+    struct protect *protect = daemon;
+    struct checkpoint_estimate estimate = {0};
+    uint64_t session = job->event.session, epoch = job->event.epoch;
+    uint32_t round = job->event.round;
+    atomic_store(&protect->session, session);
+    int r = job->capture ? 0 : checkpoint_estimate(protect->checkpoint, &estimate);
+    if (r == 0 && estimate.wants_round) {
+        r = checkpoint_round(protect->checkpoint, job->generation, epoch, round, &job->event.pages);
+    } else if (r == 0) {
+        r = checkpoint_capture(protect->checkpoint, job->generation, epoch, round, job->verify,
+                               &job->captured);
+        job->event.captured = true;
+        job->event.pause_ns = job->captured.pause_ns;
+        job->event.pages = job->captured.dirty_pages;
+        job->event.state_bytes = job->captured.state_bytes;
+        job->event.state_sum = job->captured.state_sum;
+    }
+    remember(job, r);
+}
+
+static void run_committed(struct job *base, void *daemon)
+{
+    (void)base;
+    checkpoint_committed(((struct protect *)daemon)->checkpoint);
+}
+
+static void run_abandoned(struct job *base, void *daemon)
+{
+    (void)base;
+    checkpoint_abandoned(((struct protect *)daemon)->checkpoint);
+}
+
+static void run_hold(struct job *base, void *daemon)
+{
+    struct protect *protect = daemon;
+    (void)base;
+    if (protect->held)
+        return;
+    if (protect->guest->ops->pause(protect->guest) < 0)
+        log_error("hold the guest: %s", error_text());
+    else
+        protect->held = true;
+}
+
+static void run_release(struct job *base, void *daemon)
+{
+    struct protect *protect = daemon;
+    (void)base;
+    if (!protect->held)
+        return;
+    if (protect->guest->ops->resume(protect->guest) < 0)
+        log_error("release the guest: %s", error_text());
+    else
+        protect->held = false;
+}
+
+static void run_halt(struct job *base, void *daemon)
+{
+    struct protect *protect = daemon;
+    (void)base;
+    if (protect->guest->ops->halt(protect->guest) < 0)
+        log_error("stop the guest, which runs elsewhere by right: %s", error_text());
+}
+
+static void deliver_reply(struct note *note, void *daemon)
+{
+    struct guest_job *job = (struct guest_job *)note;
+    struct protect *protect = daemon;
+    struct role_event *event = &job->event;
+    if (event->type == EVENT_ROUND && event->code == 0 && event->captured) {
+        const struct checkpoint_capture *captured = &job->captured;
+        const uint64_t parts[5] = {captured->stop_ns, captured->scan_ns, captured->copy_ns,
+                                   captured->state_ns, captured->resume_ns};
+        protect->last_pause_us = captured->pause_ns / NS_PER_US;
+        protect->last_dirty = captured->dirty_pages;
+        protect->probe_captured = captured->probe;
+        /* A pause that also fingerprints for `verify` is the operator's wish, not the engine's figure. */
+        if (!job->verify && !protect->copying) {
+            histogram_add(&protect->pause_us, protect->last_pause_us);
+            histogram_add(&protect->dirty, protect->last_dirty);
+            for (unsigned i = 0; i < array_length(parts); i++)
+                histogram_add(&protect->part_us[i], parts[i] / NS_PER_US);
+        }
+        if (job->verify) {
+            protect->verify.slice_taken = true;
+            if (captured->pause_ns > protect->verify.pause_max_ns)
+                protect->verify.pause_max_ns = captured->pause_ns;
+        }
+    } else if (event->type == EVENT_ROUND && event->code == 0) {
+        protect->copy_rounds += protect->copying;
+    }
+    step(daemon, event);
+}
+
+static struct guest_job *reply_job(enum role_event_type type, const struct role_action *action,
+                                   void (*run)(struct job *, void *))
+{
+    struct guest_job *job = job_new(sizeof *job, run, deliver_reply);
+    job->event = (struct role_event){
+        .type = type, .session = action->session, .epoch = action->epoch, .round = action->round};
+    return job;
+}
+
+static void simple_job(struct protect *protect, void (*run)(struct job *, void *))
+{
+    worker_submit(protect->hub.worker, job_new(sizeof(struct job), run, NULL));
+}
+
+/* Whatever the guest's driver says reaches the machine as an event of its own. */
+static void on_guest_event(void *daemon, enum vmm_event event)
+{
+    struct protect *protect = daemon;
+    struct role_event happened = {.type = EVENT_GUEST, .guest = event};
+    hub_event_later(&protect->hub, &hub_ops, &happened);
+}
+
+/* --- lanes' threads --- */
+
+static int on_produce(void *ctx, unsigned lane, struct wire_writer *writer)
+{
+    struct protect *protect = ctx;
+    return checkpoint_produce(protect->checkpoint, lane, writer);
+}
+
+static void on_round_sent(void *ctx, uint64_t epoch, uint32_t round, const struct message_totals *totals)
+{
+    struct protect *protect = ctx;
+    struct role_event event = {.type = EVENT_ROUND_SENT,
+                               .session = atomic_load(&protect->session),
+                               .epoch = epoch,
+                               .round = round,
+                               .totals = *totals};
+    hub_event_later(&protect->hub, &hub_ops, &event);
+}
+
+static void on_ready(void *ctx)
+{
+    links_kick(((struct protect *)ctx)->hub.links);
+}
+
+/* --- main thread: links --- */
+
+static void on_control_up(void *ctx, uint64_t link)
+{
+    struct role_event event = {.type = EVENT_CONTROL_UP, .session = link};
+    step(ctx, &event);
+}
+
+static void on_lanes_up(void *ctx, uint64_t link)
+{
+    struct role_event event = {.type = EVENT_LANES_UP, .session = link};
+    step(ctx, &event);
+}
+
+static void on_down(void *ctx, uint64_t link, int code, const char *reason)
+{
+    struct role_event event = {.type = EVENT_LINK_DOWN, .session = link, .code = code, .text = reason};
+    step(ctx, &event);
+}
+
+static int event_of_frame(struct protect *protect, const struct wire_frame *frame, struct role_event *event,
+                          struct message_welcome *welcome, struct message_refuse *refuse)
+{
+    uint64_t ignored;
+    switch (frame->type) {
+    case WIRE_WELCOME:
+        event->type = EVENT_WELCOME;
+        event->welcome = welcome;
+        return message_welcome_parse(frame, welcome);
+    case WIRE_REFUSE: {
+        int r = message_refuse_parse(frame, refuse);
+        event->type = EVENT_REFUSE;
+        event->refusal = refuse->code;
+        event->text = refuse->text;
+        return r;
+    }
+    case WIRE_ACCEPT:
+        event->type = EVENT_ACCEPT;
+        return 0;
+    case WIRE_HEARTBEAT:
+        event->type = EVENT_HEARTBEAT;
+        return message_heartbeat_parse(frame, &ignored, &event->epoch);
+    case WIRE_ROUND_DONE:
+        event->type = EVENT_ROUND_DONE;
+        return message_round_done_parse(frame, &event->round);
+    case WIRE_ACK:
+        event->type = EVENT_ACK;
+        return fault_point(FAULT_ACK_RECEIVED);
+    case WIRE_GOODBYE:
+        event->type = EVENT_GOODBYE;
+        return message_goodbye_parse(frame, &event->reason);
+    case WIRE_VERIFIED:
+        event->type = EVENT_HEARTBEAT; /* a sign of life; the answer itself is not the machine's business */
+        event->epoch = 0;
+        protect_verify_answer(protect, frame);
+        return 0;
+    default:
+        return error_set(-EPROTO, "%s: not expected by a primary", wire_type_name(frame->type));
+    }
+}
+
+static void on_frame(void *ctx, uint64_t link, const struct wire_frame *frame)
+{
+    struct protect *protect = ctx;
+    struct message_welcome welcome;
+    struct message_refuse refuse;
+    struct role_event event = {.session = link, .generation = frame->generation, .epoch = frame->epoch};
+    if (event_of_frame(protect, frame, &event, &welcome, &refuse) < 0) {
+        on_down(ctx, link, -EPROTO, error_text());
+        links_disconnect(protect->hub.links, link);
+        return;
+    }
+    step(protect, &event);
+}
+
+static const struct links_ops links_ops = {.control_up = on_control_up,
+                                           .lanes_up = on_lanes_up,
+                                           .frame = on_frame,
+                                           .down = on_down,
+                                           .produce = on_produce};
+
+/* --- main thread: actions --- */
+
+static int send_hello(struct protect *protect, const struct role_action *action,
+                      const struct role_status *status)
+{
+    const struct config *config = protect->hub.config;
+    struct message_hello hello = {.version_min = WIRE_VERSION,
+                                  .version_max = WIRE_VERSION,
+                                  .lanes = (uint16_t)config->lanes,
+                                  .detect_ms = (uint32_t)(config->role.detect_ns / NS_PER_MS),
+                                  .optional = config->role.optional,
+                                  .acked_epoch = status->committed_epoch};
+    memcpy(hello.vm_uuid, config->uuid, sizeof hello.vm_uuid);
+    memcpy(hello.history, protect->history, sizeof hello.history);
+    snprintf(hello.host, sizeof hello.host, "%s", config->self.name);
+    return links_send_hello(protect->hub.links, action->session, status->generation, &hello);
+}
+
+static int send_describe(struct protect *protect, const struct role_action *action, uint64_t generation)
+{
+    size_t room =
+        sizeof(struct wire_describe) + WIRE_BLOCKS_MAX * sizeof(struct wire_block) + WIRE_DESCRIPTION_MAX;
+    cleanup_free struct message_describe *describe = calloc(1, sizeof *describe);
+    cleanup_free void *payload = malloc(room);
+    if (!describe || !payload)
+        return error_set(-ENOMEM, "DESCRIBE: out of memory");
+    describe->block_count = (uint32_t)protect->description.block_count;
+    for (uint32_t i = 0; i < describe->block_count; i++) {
+        memcpy(describe->blocks[i].name, protect->description.blocks[i].name, WIRE_BLOCK_NAME);
+        describe->blocks[i].bytes = protect->description.blocks[i].bytes;
+    }
+    describe->text = protect->description.text;
+    describe->text_bytes = (uint32_t)strlen(describe->text);
+    long length = message_describe_build(describe, payload, room);
+    if (length < 0)
+        return (int)length;
+    return links_send(protect->hub.links, action->session, WIRE_DESCRIBE, generation, 0, payload,
+                      (size_t)length);
+}
+
+static int send_frame(struct protect *protect, const struct role_action *action)
+{
+    union {
+        struct wire_heartbeat heartbeat;
+        struct wire_round round;
+        struct wire_commit commit;
+        struct wire_goodbye goodbye;
+        struct wire_refuse refuse;
+    } body;
+    struct role_status status;
+    size_t length = 0;
+    int r = 0;
+    primary_get_status(protect->machine, &status);
+    switch (action->send) {
+    case WIRE_HELLO:
+        return send_hello(protect, action, &status);
+    case WIRE_DESCRIBE:
+        return send_describe(protect, action, status.generation);
+    case WIRE_HEARTBEAT:
+        message_heartbeat_build(protect->heartbeats++, status.committed_epoch, &body.heartbeat);
+        length = sizeof body.heartbeat;
+        break;
+    case WIRE_ROUND: {
+        struct message_round round = {.round = action->round, .totals = action->totals};
+        message_round_build(&round, &body.round);
+        length = sizeof body.round;
+        break;
+    }
+    case WIRE_COMMIT:
+        r = fault_point(FAULT_COMMIT_SEND);
+        message_commit_build(&action->commit, &body.commit);
+        length = sizeof body.commit;
+        break;
+    case WIRE_GOODBYE:
+        message_goodbye_build(action->reason, &body.goodbye);
+        length = sizeof body.goodbye;
+        break;
+    case WIRE_REFUSE:
+        message_refuse_build(action->refusal, action->text, &body.refuse);
+        length = sizeof body.refuse;
+        break;
+    default:
+        assert(!"a primary does not send this");
+    }
+    if (r == 0)
+        r = links_send(protect->hub.links, action->session, action->send, status.generation, action->epoch,
+                       &body, length);
+    if (r == 0 && action->send == WIRE_COMMIT)
+        r = fault_point(FAULT_COMMIT_SENT);
+    return r;
+}
+
+static void begin(struct protect *protect, const struct role_action *action)
+{
+    struct role_status status;
+    struct checkpoint_stats stats;
+    primary_get_status(protect->machine, &status);
+    checkpoint_get_stats(protect->checkpoint, &stats);
+    checkpoint_set_lz4(protect->checkpoint, status.optional & WIRE_FEATURE_LZ4);
+    protect->sessions++;
+    protect->copying = true;
+    protect->copy_began_ns = clock_now_ns();
+    protect->copy_bytes_before = stats.bytes_guest;
+    protect->copy_rounds = 0;
+    struct guest_job *job = reply_job(EVENT_BEGUN, action, run_begin);
+    job->full = action->full;
+    worker_submit(protect->hub.worker, &job->job);
+}
+
+static void committed(struct protect *protect, const struct role_action *action)
+{
+    struct role_status status;
+    primary_get_status(protect->machine, &status);
+    protect->checkpoints++;
+    protect->probe_acknowledged = protect->probe_captured;
+    if (protect->copying) {
+        struct checkpoint_stats stats;
+        checkpoint_get_stats(protect->checkpoint, &stats);
+        protect->copying = false;
+        protect->copy_ns = clock_now_ns() - protect->copy_began_ns;
+        protect->copy_bytes = stats.bytes_guest - protect->copy_bytes_before;
+        if (!protect->first_protected_ns)
+            protect->first_protected_ns = clock_now_ns();
+    }
+    simple_job(protect, run_committed);
+    protect_verify_committed(protect, status.session, status.generation, action->epoch);
+}
+
+static void disconnect(struct protect *protect, const struct role_action *action)
+{
+    checkpoint_cancel(protect->checkpoint);
+    links_disconnect(protect->hub.links, action->session);
+    simple_job(protect, run_abandoned);
+    protect_verify_broken(protect, "the session with the standby ended");
+}
+
+/* What could not even be started is a link that went down. */
+static void link_failed(struct protect *protect, const struct role_action *action, int code)
+{
+    struct role_event event = {
+        .type = EVENT_LINK_DOWN, .session = action->session, .code = code, .text = error_text()};
+    hub_event_later(&protect->hub, &hub_ops, &event);
+}
+
+static void perform(struct protect *protect, const struct role_action *action)
+{
+    struct hub *hub = &protect->hub;
+    struct role_status status;
+    int r = 0;
+    switch (action->type) {
+    case ACTION_SEND:
+        r = send_frame(protect, action);
+        break;
+    case ACTION_CONNECT:
+        r = links_connect(hub->links, action->session, hub->config->peer.address,
+                          (uint32_t)(hub->config->role.setup_ns / NS_PER_MS));
+        break;
+    case ACTION_OPEN_LANES:
+        r = links_open_lanes(hub->links, action->session);
+        break;
+    case ACTION_DISCONNECT:
+        disconnect(protect, action);
+        break;
+    case ACTION_BEGIN:
+        begin(protect, action);
+        break;
+    case ACTION_ROUND: {
+        struct guest_job *job = reply_job(EVENT_ROUND, action, run_round);
+        primary_get_status(protect->machine, &status);
+        job->generation = status.generation;
+        job->capture = action->capture;
+        job->verify = protect->copying ? NULL : protect_verify_slice(protect);
+        worker_submit(hub->worker, &job->job);
+        break;
+    }
+    case ACTION_COMMITTED:
+        committed(protect, action);
+        break;
+    case ACTION_ADOPT:
+        simple_job(protect, run_committed);
+        protect->probe_acknowledged = protect->probe_captured;
+        break;
+    case ACTION_HOLD:
+        simple_job(protect, run_hold);
+        break;
+    case ACTION_YIELD:
+        simple_job(protect, run_halt);
+        break;
+    case ACTION_RELEASE:
+        simple_job(protect, run_release);
+        break;
+    default:
+        assert(!"a primary does not do this");
+    }
+    if (r < 0)
+        link_failed(protect, action, r);
+}
+
+static void step(void *daemon, struct role_event *event)
+{
+    struct protect *protect = daemon;
+    struct role_actions actions;
+    event->now_ns = clock_now_ns();
+    primary_step(protect->machine, event, &actions);
+    for (unsigned i = 0; i < actions.count && !protect->hub.ending; i++)
+        if (!hub_perform(&protect->hub, &hub_ops, &actions.items[i]))
+            perform(protect, &actions.items[i]);
+}
+
+static uint64_t deadline(void *daemon)
+{
+    return primary_deadline(((struct protect *)daemon)->machine);
+}
+
+/* --- control socket --- */
+
+static void on_request(void *ctx, uint64_t client, const char *command, json_t *request)
+{
+    struct protect *protect = ctx;
+    struct role_event event = {0};
+    if (!strcmp(command, "status")) {
+        control_reply(protect->hub.control, client, protect_status(protect));
+    } else if (!strcmp(command, "verify")) {
+        protect_verify_request(protect, client, request);
+    } else if (!strcmp(command, "stop")) {
+        event.type = EVENT_STOP;
+        control_reply(protect->hub.control, client, json_pack("{s:b}", "stopping", 1));
+        step(protect, &event);
+    } else if (!strcmp(command, "continue")) {
+        struct role_status status;
+        primary_get_status(protect->machine, &status);
+        if (status.state != PRIMARY_STALLED) {
+            control_refuse(protect->hub.control, client, "the guest is not held: state is %s",
+                           role_state_name(status.state));
+            return;
+        }
+        event.type = EVENT_CONTINUE;
+        step(protect, &event);
+        control_reply(protect->hub.control, client, protect_status(protect));
+    } else {
+        control_refuse(protect->hub.control, client, "command '%s' is not one of a primary's", command);
+    }
+}
+
+static const struct hub_ops hub_ops = {.links = &links_ops,
+                                       .request = on_request,
+                                       .guest_event = on_guest_event,
+                                       .step = step,
+                                       .deadline = deadline,
+                                       .progress = protect_progress,
+                                       .side = WIRE_SIDE_PRIMARY};
+
+/* --- start and end --- */
+
+struct attach_job {
+    struct job job;
+    int code;
+    char text[ERROR_TEXT_MAX];
+    bool done;
+};
+
+static void run_attach(struct job *base, void *daemon)
+{
+    struct attach_job *job = (struct attach_job *)base;
+    struct protect *protect = daemon;
+    job->code = qemu_attach(&protect->guest, protect->hub.config->self.qmp);
+    if (job->code == 0)
+        job->code = fault_point(FAULT_ATTACH);
+    if (job->code == 0)
+        worker_watch(protect->hub.worker, protect->guest);
+    else
+        snprintf(job->text, sizeof job->text, "%s", error_text());
+}
+
+static int attach_code;
+static bool attach_done;
+
+static void deliver_attach(struct note *note, void *daemon)
+{
+    struct attach_job *job = (struct attach_job *)note;
+    (void)daemon;
+    attach_code = job->code < 0 ? error_set(job->code, "%s", job->text) : 0;
+    attach_done = true;
+}
+
+/* The guest's thread attaches, since ptrace wants all its calls from one thread. */
+static int attach(struct protect *protect)
+{
+    struct attach_job *job = job_new(sizeof *job, run_attach, deliver_attach);
+    worker_submit(protect->hub.worker, &job->job);
+    while (!attach_done) {
+        struct note *note = mailbox_wait(protect->hub.notes);
+        note->deliver(note, protect);
+        free(note);
+    }
+    if (attach_code < 0)
+        return attach_code;
+    protect->guest->ops->describe(protect->guest, &protect->description);
+    return 0;
+}
+
+static int make_checkpoint(struct protect *protect)
+{
+    const struct config *config = protect->hub.config;
+    struct checkpoint_config wanted = {
+        .staging_bytes = config->staging_bytes,
+        .lanes = config->lanes,
+        .compression = config->compression == CONFIG_COMPRESSION_NONE  ? CHECKPOINT_COMPRESS_NONE
+                       : config->compression == CONFIG_COMPRESSION_LZ4 ? CHECKPOINT_COMPRESS_LZ4
+                                                                       : CHECKPOINT_COMPRESS_AUTO,
+        .pause_budget_ns = config->pause_budget_ns,
+        .pause_limit_ns = config->pause_limit_ns,
+        .round_sent = on_round_sent,
+        .ready = on_ready,
+        .ctx = protect,
+    };
+    int r = checkpoint_new(&protect->checkpoint, protect->guest, &wanted);
+    if (r == 0 && config->probe_block)
+        r = checkpoint_set_probe(protect->checkpoint, config->probe_block, config->probe_offset);
+    return r;
+}
+
+static void run_detach(struct job *base, void *daemon)
+{
+    struct protect *protect = daemon;
+    (void)base;
+    worker_watch(protect->hub.worker, NULL);
+    checkpoint_abandoned(protect->checkpoint);
+    checkpoint_free(protect->checkpoint);
+    vmm_close(protect->guest);
+}
+
+static int open_machine(struct protect *protect)
+{
+    struct store_state stored;
+    int r = store_read(protect->hub.store_path, protect->hub.config->uuid, &stored);
+    if (r < 0)
+        return r;
+    uint64_t generation = stored.generation ? stored.generation : 1;
+    if (getrandom(protect->history, sizeof protect->history, 0) != sizeof protect->history)
+        return error_set(-EIO, "history: no random bytes");
+    return primary_new(&protect->machine, &protect->hub.config->role, protect->history, generation,
+                       clock_now_ns());
+}
+
+int daemon_protect(struct config *config)
+{
+    cleanup_free struct protect *protect = calloc(1, sizeof *protect);
+    if (!protect)
+        return error_set(-ENOMEM, "primary: out of memory");
+    protect->hub.config = config;
+    int r = hub_open(&protect->hub, &hub_ops);
+    if (r == 0)
+        r = attach(protect);
+    if (r == 0)
+        r = make_checkpoint(protect);
+    if (r == 0)
+        r = open_machine(protect);
+    if (r == 0) {
+        log_notice("%s: attached to QEMU %d; standby is %s at %s", config->name, qemu_pid(protect->guest),
+                   config->peer.name, config->peer.address);
+        struct role_event start = {.type = EVENT_TICK};
+        step(protect, &start);
+        r = hub_run(&protect->hub, &hub_ops);
+    }
+    if (protect->checkpoint) {
+        /* Lanes stop before what they produce from goes. */
+        checkpoint_cancel(protect->checkpoint);
+        links_free(protect->hub.links);
+        protect->hub.links = NULL;
+    }
+    if (protect->guest && protect->hub.worker)
+        simple_job(protect, run_detach);
+    hub_close(&protect->hub);
+    primary_free(protect->machine);
+    json_decref(protect->verify.blocks);
+    json_decref(protect->verify.block_pages);
+    free(protect->verify.slice.fingerprints);
+    return r < 0 ? r : -protect->hub.exit_code;
+}

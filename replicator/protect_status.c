@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/clock.h"
+#include "replicator/protect.h"
+#include "replicator/report.h"
+#include "vmm/qemu/qemu.h"
+
+#include <string.h>
+
+static json_t *distribution(const struct histogram *histogram, uint64_t last, double scale)
+{
+    return json_pack("{s:f, s:f, s:f, s:f, s:I}", "p50", (double)histogram_percentile(histogram, 50) * scale,
+                     "p99", (double)histogram_percentile(histogram, 99) * scale, "max",
+                     (double)histogram->max * scale, "last", (double)last * scale, "count",
+                     (json_int_t)histogram->count);
+}
+
+static json_t *parts(const struct protect *protect)
+{
+    static const char *const names[] = {"stop", "scan", "copy", "state", "resume"};
+    json_t *object = json_object();
+    for (unsigned i = 0; i < 5; i++)
+        json_object_set_new(object, names[i],
+                            json_real((double)histogram_percentile(&protect->part_us[i], 50) / 1000.0));
+    return object;
+}
+
+json_t *protect_status(struct protect *protect)
+{
+    const struct config *config = protect->hub.config;
+    struct role_status status;
+    struct checkpoint_stats stats;
+    struct links_stats links;
+    uint64_t now = clock_now_ns();
+    primary_get_status(protect->machine, &status);
+    checkpoint_get_stats(protect->checkpoint, &stats);
+    links_get_stats(protect->hub.links, &links);
+
+    json_t *object = report_common(config, "primary", &status, &links, now);
+    double seconds = protect->first_protected_ns ? (double)(now - protect->first_protected_ns) / 1e9 : 0;
+    json_object_set_new(object, "checkpoints", json_integer((json_int_t)protect->checkpoints));
+    json_object_set_new(object, "checkpoints_per_s",
+                        json_real(seconds > 0 ? (double)protect->checkpoints / seconds : 0));
+    json_object_set_new(object, "pause_ms", distribution(&protect->pause_us, protect->last_pause_us, 0.001));
+    json_object_set_new(object, "pause_parts_p50_ms", parts(protect));
+    json_object_set_new(object, "dirty_pages", distribution(&protect->dirty, protect->last_dirty, 1));
+    json_object_set_new(object, "initial_copy",
+                        json_pack("{s:I, s:f, s:I}", "bytes", (json_int_t)protect->copy_bytes, "seconds",
+                                  (double)protect->copy_ns / 1e9, "rounds",
+                                  (json_int_t)protect->copy_rounds));
+    json_object_set_new(object, "pages",
+                        json_pack("{s:I, s:I, s:I}", "zero", (json_int_t)stats.pages_zero, "raw",
+                                  (json_int_t)stats.pages_raw, "lz4", (json_int_t)stats.pages_lz4));
+    json_object_set_new(object, "bytes",
+                        json_pack("{s:I, s:I}", "guest", (json_int_t)stats.bytes_guest, "payload",
+                                  (json_int_t)stats.bytes_payload));
+    json_object_set_new(object, "compressing", json_boolean(stats.compressing));
+    json_object_set_new(object, "rounds_live", json_integer((json_int_t)stats.rounds_live));
+    json_object_set_new(object, "captures_given_up", json_integer((json_int_t)stats.captures_given_up));
+    json_object_set_new(object, "staging",
+                        json_pack("{s:I, s:I}", "configured_bytes", (json_int_t)stats.staging_bytes,
+                                  "used_peak_bytes", (json_int_t)stats.staging_peak_bytes));
+    json_object_set_new(object, "memory_bytes", json_integer((json_int_t)stats.memory_bytes));
+    json_object_set_new(object, "sessions", json_integer((json_int_t)protect->sessions));
+    json_object_set_new(object, "probe",
+                        json_pack("{s:I, s:I}", "captured", (json_int_t)protect->probe_captured,
+                                  "acknowledged", (json_int_t)protect->probe_acknowledged));
+    json_object_set_new(object, "guest",
+                        json_pack("{s:i, s:b}", "pid", qemu_pid(protect->guest), "running",
+                                  status.state != PRIMARY_STALLED && status.state != PRIMARY_YIELDED));
+    return object;
+}
+
+void protect_progress(void *daemon, char *ret_line, size_t room)
+{
+    struct protect *protect = daemon;
+    struct role_status status;
+    struct checkpoint_stats stats;
+    primary_get_status(protect->machine, &status);
+    checkpoint_get_stats(protect->checkpoint, &stats);
+    if (status.state == PRIMARY_COPYING) {
+        uint64_t total = 0;
+        for (size_t i = 0; i < protect->description.block_count; i++)
+            total += protect->description.blocks[i].bytes;
+        double done = (double)(stats.bytes_guest - protect->copy_bytes_before);
+        double seconds = (double)(clock_now_ns() - protect->copy_began_ns) / 1e9;
+        snprintf(ret_line, room, "%s: copying %.0f of %.0f MiB, %.0f MiB/s, round %llu",
+                 protect->hub.config->name, done / 1048576, (double)total / 1048576,
+                 seconds > 0 ? done / 1048576 / seconds : 0, (unsigned long long)protect->copy_rounds);
+    } else if (status.protected_now) {
+        snprintf(
+            ret_line, room,
+            "%s: protected, checkpoint %llu, pause p50 %.1f p99 %.1f ms, %llu dirty pages, every %.0f ms",
+            protect->hub.config->name, (unsigned long long)status.committed_epoch,
+            (double)histogram_percentile(&protect->pause_us, 50) / 1000,
+            (double)histogram_percentile(&protect->pause_us, 99) / 1000,
+            (unsigned long long)protect->last_dirty, (double)status.interval_ns / NS_PER_MS);
+    } else {
+        snprintf(ret_line, room, "%s: NOT PROTECTED (%s) %.140s", protect->hub.config->name,
+                 role_state_name(status.state), status.reason);
+    }
+}

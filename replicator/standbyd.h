@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_REPLICATOR_STANDBYD_H
+#define UNDERSTUDY_REPLICATOR_STANDBYD_H
+
+#include "replicator/hub.h"
+#include "restore/restore.h"
+
+/* The standby's daemon; internal to replicator/standbyd*.c. */
+
+/* The primary's guest as DESCRIBE told it. */
+struct peer_guest {
+    uint64_t link; /* 0: none came */
+    struct vmm_block blocks[VMM_BLOCKS_MAX];
+    uint32_t block_count;
+    char *text;
+};
+
+struct standbyd {
+    struct hub hub; /* first: the hub's callbacks cast */
+    struct standby *machine;
+    int listen_fd;
+
+    /* guest's thread */
+    struct vmm *guest;
+    bool guest_failed;
+    struct restore *restore; /* written by the guest's thread while no lane delivers pages */
+
+    /* main thread */
+    struct peer_guest described;
+    bool prepare_wanted; /* ACTION_PREPARE came, DESCRIBE not yet */
+    struct role_action prepare;
+    uint64_t session; /* newest */
+    uint64_t heartbeats, sessions;
+    int guest_pid;
+
+    uint64_t takeover_client; /* 0: nobody waits */
+    bool running;             /* the guest was taken over */
+    uint64_t decided_ns, arbitrated_ns, running_ns, last_sign_ns;
+    struct restore_timing timing;
+    uint64_t probe;
+    bool probe_known;
+};
+
+/* standbyd_guest.c: jobs on the guest's thread. */
+void standbyd_prepare(struct standbyd *standbyd);
+void standbyd_apply(struct standbyd *standbyd, const struct role_action *action);
+void standbyd_takeover(struct standbyd *standbyd);
+void standbyd_halt(struct standbyd *standbyd);
+void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
+void standbyd_close_guest(struct standbyd *standbyd);
+
+/* standbyd.c */
+extern const struct hub_ops standbyd_ops;
+void standbyd_step(void *daemon, struct role_event *event);
+
+/* standbyd_status.c */
+json_t *standbyd_status(struct standbyd *standbyd);
+void standbyd_progress(void *daemon, char *ret_line, size_t room);
+
+#endif
