@@ -1,0 +1,35 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Install the Debian packages that building, testing and the demonstration need. Does nothing, quickly, when all are there.
+set -eu
+
+packages="
+build-essential meson ninja-build pkg-config
+liburing-dev liblz4-dev libssl-dev libxxhash-dev libjansson-dev libinih-dev libsystemd-dev libcmocka-dev
+clang libclang-rt-14-dev
+scdoc man-db
+qemu-system-x86 busybox-static cpio zstd xz-utils openssl iproute2 python3 util-linux procps
+"
+
+missing=
+for package in $packages; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$state" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "install-dependencies: missing:$missing" >&2
+    echo "install-dependencies: run as root, or install these first" >&2
+    exit 1
+fi
+echo "installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    echo "install-dependencies: apt-get failed; its output is in $log" >&2
+    exit 1
+fi
+rm -f "$log"
