@@ -19,16 +19,18 @@
  * since there is nothing to keep. A full copy that follows a commit is staged, but a page that equals what
  * the guest already has takes no room.
  *
- * Threads: lanes' threads call restore_pages()/restore_state(); they may block while staging is being turned
- * over. The guest's owner thread calls the rest, except restore_expect() and restore_abort(), which any
- * thread may call.
+ * Threads: lanes' threads call restore_pages()/restore_state(); they block while staging is full only because
+ * a committed epoch is still being applied. restore_expect(), restore_abort() and restore_get_stats() may be
+ * called by any thread, restore_commit() by any that knows the former apply to be over; the guest's owner
+ * thread calls the rest.
  */
 struct restore;
 
 struct restore_config {
-    size_t staging_bytes; /* bound on staged pages, two epochs together; 0: the guest's memory size */
-    /* A round that restore_expect() announced is complete (code 0) or wrong (-EBADMSG: sums or counts; text
-     * says what). On whichever thread completes it; must not call back into restore. */
+    /* Bound on staged pages, two epochs together, and on the device state. 0: the guest's memory size. */
+    size_t staging_bytes;
+    /* A round that restore_expect() announced is complete (code 0) or wrong (-EBADMSG: sums, counts or state;
+     * text says what). On whichever thread completes it; must not call back into restore. */
     void (*round_complete)(void *ctx, uint64_t epoch, uint32_t round, bool commit, int code,
                            const char *text);
     void *ctx;
@@ -38,7 +40,8 @@ int restore_new(struct restore **ret_restore, struct vmm *target, const struct r
 void restore_free(struct restore *restore);
 
 /* A session begins: source block i is target block map[i]; the next epoch's round 0 follows. Drops anything
- * staged and not committed. Requires the lanes of the former session to be gone. */
+ * staged and not committed, after applying a commit that still waits for that (so it can fail as
+ * restore_apply() does). Requires the lanes of the former session to be gone. */
 int restore_session(struct restore *restore, const uint32_t *map, uint32_t map_count);
 
 /* Frames of data lanes. Negative errno ends the session: -EPROTO (no such block, page out of bounds, wrong
@@ -47,42 +50,47 @@ int restore_pages(struct restore *restore, const struct wire_frame *frame);
 int restore_state(struct restore *restore, const struct wire_frame *frame);
 
 /* ROUND or COMMIT arrived on the control lane: announce what the round must contain; round_complete()
- * follows, perhaps from within this call. `commit` is NULL for a live round. -EPROTO when out of order. */
+ * follows, perhaps from within this call. `commit` is NULL for a live round. -EPROTO when out of order or
+ * when more has come than is announced, -ECANCELED when aborted. */
 int restore_expect(struct restore *restore, uint64_t epoch, uint32_t round,
                    const struct message_totals *totals, const struct message_commit *commit);
 
 /* The verified epoch becomes the committed one; from here it survives the primary. Call before acknowledging.
- * The former commit must have been applied (asserted). */
+ * The former commit must have been applied, and round_complete() have said that this one is whole (asserted).
+ * An abort in between does not matter: what is verified may be committed until restore_session(). */
 int restore_commit(struct restore *restore, uint64_t epoch);
 
-/* Copy the committed epoch into the guest's memory. After a failure the standby's guest is broken: nothing
- * can be resumed until a full copy. */
+/* Copy the committed epoch into the guest's memory; nothing to do is success. After a failure the standby's
+ * guest is broken and no checkpoint is committed: nothing can be resumed until a full copy. */
 int restore_apply(struct restore *restore);
 
 /* The session broke: wake and refuse blocked lanes, drop what is not committed at the next restore_session().
  */
 void restore_abort(struct restore *restore);
 
-/* Apply if need be, load the committed device state, let the guest run, announce it. -ENODATA when nothing
- * was ever committed. ret_timing may be NULL. */
+/* Abort the session, apply if need be, load the committed device state, let the guest run, announce it.
+ * -ENODATA when nothing was ever committed, or the guest is broken since. Returns 1 when the guest runs, but
+ * announcing it failed (the text says why). ret_timing may be NULL. */
 struct restore_timing {
     uint64_t apply_ns, load_ns, run_ns, announce_ns;
 };
 int restore_takeover(struct restore *restore, struct restore_timing *ret_timing);
 
-/* Compare the guest's pages with fingerprints taken on the primary at the committed, applied epoch. Writes up
- * to WIRE_VERIFIED_MAX differing page numbers. */
+/* Compare the guest's pages with fingerprints taken on the primary at the committed epoch (which is applied
+ * first, if need be). Writes up to WIRE_VERIFIED_MAX differing page numbers to ret_pages. -EPROTO: no such
+ * block or pages. -ENODATA: nothing is committed. */
 int restore_verify(struct restore *restore, const struct message_verify *verify, uint32_t *ret_differing,
                    uint64_t *ret_pages);
 
-/* The 8 bytes (little-endian) at a block and offset of the committed, applied checkpoint. */
+/* The 8 bytes (little-endian) at a block and offset of the committed checkpoint (which is applied first, if
+ * need be); they must not cross a page. -ENOENT: no such block. -ERANGE: not within it. -ENODATA. */
 int restore_probe(struct restore *restore, const char *block, uint64_t offset, uint64_t *ret_value);
 
 struct restore_stats {
     uint64_t committed_epoch;      /* 0: none */
     uint64_t epochs, pages, bytes; /* applied */
     uint64_t staged_bytes, staged_peak_bytes, staging_bytes;
-    uint64_t memory_bytes;
+    uint64_t memory_bytes; /* all that restore holds: staging that has memory, indexes, states, buffers */
 };
 void restore_get_stats(struct restore *restore, struct restore_stats *ret_stats);
 

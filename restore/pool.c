@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "restore/pool.h"
+
+#include "base/error.h"
+#include "base/scope.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sys/mman.h>
+
+#define HUGE_BYTES (2u << 20)
+/* A chunk is what a lane may hold half used, so it is small against the whole; no larger than a huge page. */
+#define CHUNK_SLOTS_MAX (HUGE_BYTES >> VMM_PAGE_SHIFT)
+#define CHUNKS_WANTED   64
+/* Two slot numbers mean something else in a stage's index. */
+#define SLOTS_MAX (UINT32_MAX - 2 * CHUNK_SLOTS_MAX)
+/* Kept mapped whatever the latest epochs needed. */
+#define KEEP_BYTES (16u << 20)
+
+static int map_slots(struct pool *pool)
+{
+    /* One huge page more than needed, so that the slots can begin on a huge page's border. */
+    size_t bytes = pool->chunk_count * pool_chunk_bytes(pool), room = bytes + HUGE_BYTES;
+    uint8_t *map =
+        mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED)
+        return error_errno(-errno, "mapping %zu bytes of staging", bytes);
+    size_t head = -(uintptr_t)map % HUGE_BYTES;
+    if (head)
+        munmap(map, head);
+    munmap(map + head + bytes, room - head - bytes);
+    pool->slots = map + head;
+    pool->map_bytes = bytes;
+    /* Without huge pages, each first touch of a slot costs a fault; it works all the same. */
+    if (pool->chunk_slots == CHUNK_SLOTS_MAX)
+        (void)madvise(pool->slots, bytes, MADV_HUGEPAGE);
+    return 0;
+}
+
+int pool_init(struct pool *pool, uint64_t bytes)
+{
+    uint64_t slots = bytes >> VMM_PAGE_SHIFT;
+    if (slots > SLOTS_MAX)
+        slots = SLOTS_MAX;
+    if (slots == 0)
+        slots = 1;
+    uint64_t chunk_slots = slots / CHUNKS_WANTED;
+    if (chunk_slots > CHUNK_SLOTS_MAX)
+        chunk_slots = CHUNK_SLOTS_MAX;
+    if (chunk_slots == 0)
+        chunk_slots = 1;
+
+    *pool =
+        (struct pool){.chunk_slots = (uint32_t)chunk_slots, .chunk_count = (uint32_t)(slots / chunk_slots)};
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->changed, NULL);
+    pool->free = calloc(pool->chunk_count, sizeof *pool->free);
+    pool->resident = calloc(pool->chunk_count, 1);
+    if (!pool->free || !pool->resident)
+        return error_set(-ENOMEM, "staging of %u chunks: out of memory", pool->chunk_count);
+    for (uint32_t i = 0; i < pool->chunk_count; i++)
+        pool->free[i] = pool->chunk_count - 1 - i;
+    pool->free_count = pool->chunk_count;
+    return map_slots(pool);
+}
+
+void pool_fini(struct pool *pool)
+{
+    if (!pool->chunk_slots)
+        return;
+    if (pool->slots)
+        munmap(pool->slots, pool->map_bytes);
+    free(pool->free);
+    free(pool->resident);
+    pthread_cond_destroy(&pool->changed);
+    pthread_mutex_destroy(&pool->lock);
+}
+
+bool pool_take(struct pool *pool, uint32_t *ret_chunk)
+{
+    if (pool->free_count == 0)
+        return false;
+    uint32_t chunk = pool->free[--pool->free_count];
+    if (!pool->resident[chunk]) {
+        pool->resident[chunk] = 1;
+        pool->resident_count++;
+    }
+    *ret_chunk = chunk;
+    return true;
+}
+
+/* Give memory of free chunks back to the kernel, coldest first, until `keep` chunks hold some. */
+static void pool_trim(struct pool *pool, uint32_t keep)
+{
+    for (uint32_t i = 0; i < pool->free_count && pool->resident_count > keep; i++) {
+        uint32_t chunk = pool->free[i];
+        if (!pool->resident[chunk])
+            continue;
+        if (madvise(pool->slots + chunk * pool_chunk_bytes(pool), pool_chunk_bytes(pool), MADV_DONTNEED) < 0)
+            return;
+        pool->resident[chunk] = 0;
+        pool->resident_count--;
+    }
+}
+
+void pool_give(struct pool *pool, const uint32_t *chunks, uint32_t count)
+{
+    assert(count <= pool->chunk_count - pool->free_count);
+    /* The first taken comes out on top again. */
+    for (uint32_t i = count; i > 0; i--)
+        pool->free[pool->free_count++] = chunks[i - 1];
+    pool_trim(pool, count + pool->given_before + (uint32_t)(KEEP_BYTES / pool_chunk_bytes(pool)));
+    pool->given_before = count;
+    pthread_cond_broadcast(&pool->changed);
+}
+
+void pool_cancel(struct pool *pool)
+{
+    scope_lock(&pool->lock);
+    pool->cancelled = true;
+    pthread_cond_broadcast(&pool->changed);
+}
+
+void pool_reopen(struct pool *pool)
+{
+    scope_lock(&pool->lock);
+    pool->cancelled = false;
+}
