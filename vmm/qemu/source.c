@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A running QEMU as a source of checkpoints.
+ *
+ * Whose stop is it? QEMU knows one run state for everybody who stops it: us, an administrator, a full disk.
+ * We let the guest go on only if it was we who stopped it. QEMU emits STOP exactly when the guest goes from
+ * running to stopped, and on our connection the event stands before the answer to the command that caused it:
+ *
+ *     ->  stop                          ->  stop
+ *     <-  event STOP                    <-  return           nobody was running: not our stop, and no "cont"
+ *     <-  return       our stop
+ *
+ * A STOP or RESUME outside of our own commands is somebody else's. A RESUME of somebody else's while we hold
+ * the guest spoils the capture, since marks were taken of a running guest; save_end() and resume() say so.
+ */
+#include "vmm/qemu/qemu.h"
+
+#include "vmm/qemu/blocks.h"
+#include "vmm/qemu/describe.h"
+#include "vmm/qemu/guest.h"
+#include "vmm/qemu/preflight.h"
+#include "vmm/qemu/read.h"
+#include "vmm/qemu/state.h"
+#include "vmm/qemu/track.h"
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/scope.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#define OPEN_MS    3000
+#define COMMAND_MS 10000
+#define STOP_MS    10000 /* "stop" waits for the disks */
+#define EVENTS_MAX 16
+
+struct source {
+    struct qemu_guest guest;
+    struct qmp *qmp;
+    struct qemu_blocks blocks;
+    struct vmm_block shown[VMM_BLOCKS_MAX];
+    char *text;
+    struct tracker *tracker;
+    struct state_saver *saver;
+
+    enum { CALM, STOPPING, HELD, RESUMING } phase;
+    bool our_stop; /* valid in HELD: "cont" is ours to say */
+    bool io_error; /* a disk error stopped the guest during our own "stop" */
+    bool intruded; /* somebody else let the guest run while we held it */
+
+    int epoll, wake; /* `wake` is readable while events wait here */
+    enum vmm_event events[EVENTS_MAX];
+    size_t event_count;
+    bool over; /* ENDED or FAILED was said */
+};
+
+static struct source *of(struct vmm *vmm)
+{
+    return (struct source *)vmm;
+}
+
+/* STOPPED and RESUMED that nobody fetches do not pile up: the latest matters. */
+static void push_event(struct source *source, enum vmm_event event)
+{
+    if (source->over)
+        return;
+    source->over = event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED;
+    if (source->event_count == EVENTS_MAX)
+        source->event_count--;
+    source->events[source->event_count++] = event;
+    eventfd_write(source->wake, 1);
+}
+
+static void on_stop(struct source *source)
+{
+    if (source->phase == STOPPING && !source->io_error)
+        source->our_stop = true;
+    else
+        push_event(source, VMM_EVENT_STOPPED);
+}
+
+static void on_resume(struct source *source)
+{
+    if (source->phase == RESUMING)
+        return;
+    if (source->phase == CALM)
+        push_event(source, VMM_EVENT_RESUMED);
+    else
+        source->intruded = true;
+}
+
+static void on_event(void *ctx, const char *event, const json_t *data)
+{
+    struct source *source = ctx;
+    if (strcmp(event, "STOP") == 0)
+        on_stop(source);
+    else if (strcmp(event, "RESUME") == 0)
+        on_resume(source);
+    else if (strcmp(event, "BLOCK_IO_ERROR") == 0) {
+        const char *action = json_string_value(json_object_get(data, "action"));
+        source->io_error = action && strcmp(action, "stop") == 0;
+    } else if (strcmp(event, "GUEST_PANICKED") == 0)
+        push_event(source, VMM_EVENT_FAILED);
+    else if (strcmp(event, "SHUTDOWN") == 0) {
+        const char *reason = json_string_value(json_object_get(data, "reason"));
+        bool crash = reason && (strcmp(reason, "guest-panic") == 0 || strcmp(reason, "host-error") == 0);
+        push_event(source, crash ? VMM_EVENT_FAILED : VMM_EVENT_ENDED);
+    }
+}
+
+/* QEMU hung up: it is gone, or it cannot be controlled any more, which is the same to us. */
+static void lost(struct source *source)
+{
+    epoll_ctl(source->epoll, EPOLL_CTL_DEL, qmp_fd(source->qmp), NULL);
+    push_event(source, VMM_EVENT_FAILED);
+}
+
+/* Passes `code` through, noticing that the monitor is gone. */
+static int checked(struct source *source, int code)
+{
+    if (code == -ECONNRESET)
+        lost(source);
+    return code;
+}
+
+static void source_describe(struct vmm *vmm, struct vmm_description *ret_description)
+{
+    struct source *source = of(vmm);
+    *ret_description = (struct vmm_description){
+        .blocks = source->shown, .block_count = source->blocks.count, .text = source->text};
+}
+
+static int source_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
+{
+    struct source *source = of(vmm);
+    return read_ranges(source->guest.pid, &source->blocks, source->shown, ranges, count, to);
+}
+
+static int source_event_fd(struct vmm *vmm)
+{
+    return of(vmm)->epoll;
+}
+
+static enum vmm_event source_event(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    if (!source->over)
+        checked(source, qmp_drain(source->qmp));
+    if (source->event_count == 0) {
+        eventfd_t count;
+        eventfd_read(source->wake, &count);
+        return VMM_EVENT_NONE;
+    }
+    enum vmm_event event = source->events[0];
+    source->event_count--;
+    memmove(source->events, source->events + 1, source->event_count * sizeof source->events[0]);
+    return event;
+}
+
+static int source_track(struct vmm *vmm)
+{
+    return track_protect(of(vmm)->tracker);
+}
+
+static int source_scan(struct vmm *vmm, bool clear, struct vmm_ranges *to)
+{
+    struct source *source = of(vmm);
+    assert(!clear || source->phase == HELD);
+    return track_scan(source->tracker, clear, to);
+}
+
+static int let_run(struct source *source)
+{
+    source->phase = RESUMING;
+    int r = checked(source, qmp_call(source->qmp, COMMAND_MS, NULL, "cont", NULL));
+    source->phase = CALM;
+    return r;
+}
+
+static int source_pause(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    assert(source->phase == CALM);
+    /* What somebody else did until now is theirs, also if it has not been read yet. */
+    int r = checked(source, qmp_drain(source->qmp));
+    if (r < 0)
+        return r;
+    source->our_stop = source->io_error = source->intruded = false;
+    source->phase = STOPPING;
+    r = checked(source, qmp_call(source->qmp, STOP_MS, NULL, "stop", NULL));
+    if (r == 0) {
+        source->phase = HELD;
+        return 0;
+    }
+    source->phase = CALM;
+    if (r == -ETIMEDOUT) {
+        /* It stops when its disks are done; QEMU obeys in order, so this undoes it. */
+        char text[ERROR_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", error_text());
+        let_run(source);
+        return error_set(r, "%s", text);
+    }
+    return r;
+}
+
+static int intruded(const struct source *source)
+{
+    if (!source->intruded)
+        return 0;
+    return error_set(-ECANCELED, "somebody else let the guest run while it was held for a checkpoint");
+}
+
+static int source_save_begin(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    assert(source->phase == HELD);
+    return checked(source, state_begin(source->saver));
+}
+
+static int source_save_end(struct vmm *vmm, const void **ret_state, size_t *ret_bytes)
+{
+    struct source *source = of(vmm);
+    assert(source->phase == HELD);
+    const void *state;
+    size_t bytes;
+    int r = checked(source, state_end(source->saver, COMMAND_MS, &state, &bytes));
+    if (r == 0)
+        r = intruded(source);
+    if (r < 0)
+        return r;
+    *ret_state = state;
+    *ret_bytes = bytes;
+    return 0;
+}
+
+static int source_resume(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    assert(source->phase == HELD);
+    if (state_pending(source->saver)) { /* a capture that was given up half-way */
+        const void *state;
+        size_t bytes;
+        checked(source, state_end(source->saver, COMMAND_MS, &state, &bytes));
+    }
+    int r = 0;
+    if (source->our_stop)
+        r = let_run(source);
+    source->phase = CALM;
+    return r < 0 ? r : intruded(source);
+}
+
+static void source_close(struct vmm *vmm)
+{
+    if (!vmm)
+        return;
+    struct source *source = of(vmm);
+    if (source->phase == HELD)
+        source_resume(vmm);
+    track_close(source->tracker);
+    for (size_t i = 0; i < source->blocks.count; i++)
+        if (source->shown[i].map)
+            munmap(source->shown[i].map, source->shown[i].bytes);
+    state_close(source->saver);
+    qmp_close(source->qmp);
+    free(source->text);
+    if (source->epoll >= 0)
+        close(source->epoll);
+    if (source->wake >= 0)
+        close(source->wake);
+    free(source);
+}
+
+static const struct vmm_ops source_ops = {
+    .driver = "qemu",
+    .describe = source_describe,
+    .read = source_read,
+    .event_fd = source_event_fd,
+    .event = source_event,
+    .close = source_close,
+    .track = source_track,
+    .pause = source_pause,
+    .scan = source_scan,
+    .save_begin = source_save_begin,
+    .save_end = source_save_end,
+    .resume = source_resume,
+};
+
+static int show_blocks(struct source *source)
+{
+    for (size_t i = 0; i < source->blocks.count; i++) {
+        const struct qemu_block *block = &source->blocks.items[i];
+        struct vmm_block *shown = &source->shown[i];
+        memcpy(shown->name, block->name, sizeof shown->name);
+        shown->bytes = block->bytes;
+        if (!block->shared)
+            continue;
+        int r = blocks_map(source->guest.pid, block, false, &shown->map);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int watch(struct source *source)
+{
+    source->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    source->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (source->wake < 0 || source->epoll < 0)
+        return error_errno(-errno, "events of the guest");
+    struct epoll_event readable = {.events = EPOLLIN};
+    if (epoll_ctl(source->epoll, EPOLL_CTL_ADD, source->wake, &readable) < 0 ||
+        epoll_ctl(source->epoll, EPOLL_CTL_ADD, qmp_fd(source->qmp), &readable) < 0)
+        return error_errno(-errno, "events of the guest");
+    qmp_on_event(source->qmp, on_event, source);
+    return 0;
+}
+
+static int check(struct source *source)
+{
+    struct preflight findings = {0};
+    int r = preflight_run(&findings, source->qmp, source->guest.pid, &source->blocks);
+    if (r == 0)
+        r = preflight_verdict(&findings);
+    free(findings.items);
+    return r;
+}
+
+static int attach(struct source *source, const char *qmp_path)
+{
+    int r = qmp_open(&source->qmp, qmp_path, OPEN_MS);
+    if (r < 0)
+        return r;
+    source->guest.pid = qmp_pid(source->qmp);
+    char *machine cleanup_free = NULL;
+    if ((r = check(source)) < 0 || (r = describe_guest(source->qmp, &source->text)) < 0 ||
+        (r = describe_machine(source->qmp, &machine)) < 0 || (r = show_blocks(source)) < 0 ||
+        (r = state_open(&source->saver, source->qmp, machine)) < 0 || (r = watch(source)) < 0)
+        return r;
+    r = track_open(&source->tracker, source->qmp, source->guest.pid, &source->blocks);
+    return r < 0 ? r : fault_point(FAULT_ATTACH);
+}
+
+int qemu_attach(struct vmm **ret_source, const char *qmp_path)
+{
+    struct source *source = calloc(1, sizeof *source);
+    if (!source)
+        return error_set(-ENOMEM, "qemu: no memory");
+    source->guest.vmm.ops = &source_ops;
+    source->epoll = source->wake = -1;
+    int r = attach(source, qmp_path);
+    if (r < 0) {
+        char text[ERROR_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", error_text());
+        source_close(&source->guest.vmm);
+        return error_set(r, "%s", text);
+    }
+    *ret_source = &source->guest.vmm;
+    return 0;
+}
+
+int qemu_pid(const struct vmm *vmm)
+{
+    return ((const struct qemu_guest *)vmm)->pid;
+}
