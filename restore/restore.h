@@ -69,10 +69,12 @@ int restore_apply(struct restore *restore);
 void restore_abort(struct restore *restore);
 
 /* Abort the session, apply if need be, load the committed device state, let the guest run, announce it.
- * -ENODATA when nothing was ever committed, or the guest is broken since. Returns 1 when the guest runs, but
- * announcing it failed (the text says why). ret_timing may be NULL. */
+ * -ENODATA when nothing was ever committed, or the guest is broken since. From the moment the guest runs this
+ * is a success, even if announcing it fails: then announce_failed is set and error_text() says why.
+ * ret_timing may be NULL. */
 struct restore_timing {
     uint64_t apply_ns, load_ns, run_ns, announce_ns;
+    bool announce_failed;
 };
 int restore_takeover(struct restore *restore, struct restore_timing *ret_timing);
 

@@ -44,10 +44,11 @@ int restore_takeover(struct restore *restore, struct restore_timing *ret_timing)
     r = fault_point(FAULT_TAKEOVER_ANNOUNCE);
     if (r == 0)
         r = ops->announce(restore->target);
+    timing.announce_failed = r < 0;
     if (r < 0)
         error_add(r, "the guest runs, but announcing it failed");
     timing.announce_ns = lap(&mark);
     if (ret_timing)
         *ret_timing = timing;
-    return r < 0 ? 1 : 0;
+    return 0;
 }
