@@ -143,7 +143,7 @@ int state_begin(struct state_saver *saver)
     char path[48];
     snprintf(path, sizeof path, "/dev/fdset/%lld", (long long)saver->fdset);
     return qmp_send(saver->qmp, &saver->id, -1, "xen-save-devices-state", "{s:s, s:b}", "filename", path,
-                    "live", 1);
+                    "live", 0);
 }
 
 /* Read what QEMU wrote to saver->buffer + front. */
