@@ -22,8 +22,9 @@ int qemu_attach(struct vmm **ret_source, const char *qmp_path);
  * Launch `argv` (the standby's own command line, whose QMP socket must be at qmp_path), with "-incoming defer
  * -S" appended, wait until it is ready, and read its description. `pid_path` records the process; a waiting
  * process that an earlier engine left behind there is ended first (never one that runs a guest after a
- * takeover). `log_path` takes QEMU's own output (NULL: /dev/null). A QEMU that exits instead is an error that
- * carries its last line of output.
+ * takeover: -EBUSY). `log_path` takes QEMU's own output; NULL: it is dropped but for the first 64 KiB. A QEMU
+ * that exits instead is an error that carries its last line of output. -EADDRINUSE: somebody serves qmp_path
+ * already. `pid_path` NULL: no record.
  */
 struct qemu_launch {
     char *const *argv;
