@@ -11,6 +11,7 @@ import threading
 import processes
 
 MAGIC, VERSION = 0x31545355, 1
+CONFIRMATION = b"\x06"  # the standby's first byte, when our certificate satisfies it
 HELLO, WELCOME, REFUSE, DESCRIBE, HEARTBEAT, COMMIT, ACK, PAGES = 1, 2, 3, 4, 6, 9, 10, 32
 HEADER = struct.Struct("<IBBHIIQQQQQQ")
 
@@ -44,7 +45,7 @@ class Client:
     """One TLS connection to the standby, from inside a network namespace."""
 
     def __init__(self, network, address, ca=None, certificate=None, key=None, version=None, seconds=5):
-        self.error, self.tls = None, None
+        self.error, self.tls, self.confirmed = None, None, False
         done = threading.Thread(target=self._connect, args=(network, address, ca, certificate, key, version,
                                                             seconds))
         done.start()
@@ -94,6 +95,10 @@ class Client:
 
     def read_frame(self):
         """(type, payload, generation, epoch) of the next frame, or None when the connection ended."""
+        if not self.confirmed:
+            if self._exactly(1) != CONFIRMATION:
+                return None
+            self.confirmed = True
         head = self._exactly(HEADER.size)
         if head is None:
             return None

@@ -121,7 +121,7 @@ def failed_takeover(run, point, action):
     pair.wait_epochs(5)
     pair.kill_primary()
     pair.wait_state("beta", "lost", seconds=20)
-    run.us("takeover", pair.config("beta"), "--host", "beta", expect=(1, 3))
+    run.us("takeover", pair.config("beta"), "--host", "beta", expect=(1, 3, 4))
     return pair
 
 

@@ -17,7 +17,7 @@ def still_fit(pair):
 
 
 def knock(run, certificate, key, version=None):
-    """Connects and says HELLO; True when the standby let us in (it answered)."""
+    """Connects and says HELLO; True when the standby let us in (it confirmed our certificate)."""
     try:
         client = peer.Client(run.network("alpha"), (BETA, PORT), certificate=certificate, key=key, version=version)
     except (OSError, ssl.SSLError) as error:

@@ -57,6 +57,16 @@ def test_manual(run):
     pair.check_taken_over()
 
 
+def test_qemu_crashes(run):
+    """QEMU alone dies: its engine knows for certain and says so; nobody waits for silence."""
+    pair = run.pair(takeover="auto", detect="20s").up()
+    pair.wait_epochs(10)
+    stop_watching = pair.watch()
+    pair.qemu.kill()
+    pair.check_taken_over(seconds=10)
+    stop_watching()
+
+
 def test_survives_engine(run):
     """A taken-over guest outlives the standby's engine."""
     pair = run.pair(takeover="auto").up()

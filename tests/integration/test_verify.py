@@ -21,7 +21,9 @@ def test_equal(run):
     pair.wait_epochs(5)
     found = pair.verify()
     check(found["differing"] == 0, f"memory differs: {found}", pair.story)
-    check(found["pages"] >= (pair.memory << 20) // 4096, f"not all pages were compared: {found}")
+    check(found["equal"] and found["pages"] >= (pair.memory << 20) // 4096, f"not all was compared: {found}")
+    names = {block["name"] for block in found["blocks"]}
+    check("pc.ram" in names and len(names) > 1, f"not all RAM blocks were compared: {names}")
     out, _, _ = run.us("verify", pair.config("alpha"), "--host", "alpha", seconds=90)
     check(out.strip(), "verify said nothing")
 
@@ -47,5 +49,7 @@ def test_planted_difference(run):
     check(len(planted) == 3, "found no unused pages to spoil")
     found = pair.verify(expect=5)
     check(found["differing"] >= 1, f"nothing found: {found}", pair.story)
-    listed = {entry["page"] for entry in found["pages_listed"]}
-    check(set(planted) <= listed, f"planted {planted}, listed {sorted(listed)[:20]}", pair.story)
+    listed = {(block["name"], page) for block in found["blocks"] for page in block["differing_pages"]}
+    check({("pc.ram", page) for page in planted} <= listed, f"planted {planted}, listed {sorted(listed)[:20]}",
+          pair.story)
+    check(not found["equal"], f"equal, and yet: {found}")
