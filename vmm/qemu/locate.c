@@ -15,14 +15,16 @@
  *     shows at which guest-physical address, so every block that the guest can presently see (main memory,
  *     every backend, the BIOS, flash, video memory whose BAR is on) is located by QEMU's own word.
  *  2. Only one mapping has the size.
- *  3. Contents: the blocks that the guest does not see are ROMs that QEMU hands out through fw_cfg or PCI
- *     option ROMs, and these have signatures.
+ *  3. Contents: the blocks that the guest does not see are ROMs that QEMU hands out through fw_cfg or as PCI
+ *     option ROMs, and these can be recognised (rom.c).
  *  4. Several ROMs with equal contents (two network cards of a kind): any order is right, since they are
  * equal and nobody writes to them.
  *
  * What is left then is refused by name. A wrong guess would send one block's pages under another's name.
  */
 #include "vmm/qemu/locate.h"
+
+#include "vmm/qemu/rom.h"
 
 #include "base/error.h"
 #include "base/scope.h"
@@ -200,13 +202,6 @@ static int translate_visible(struct qmp *qmp, struct qemu_blocks *blocks, struct
     return r;
 }
 
-bool locate_is_rom(const char *name)
-{
-    size_t length = strlen(name);
-    return strncmp(name, "/rom@", 5) == 0 ||
-           (strchr(name, '/') && length > 4 && strcmp(name + length - 4, ".rom") == 0);
-}
-
 /* Steps 2 to 4. */
 static size_t feasible(const struct qemu_block *block, struct locate_mapping *mappings, size_t count,
                        const struct locate_judge *judge, struct locate_mapping **ret_first)
@@ -227,7 +222,7 @@ static size_t feasible(const struct qemu_block *block, struct locate_mapping *ma
 static bool interchangeable(const struct qemu_blocks *blocks, const struct qemu_block *block,
                             struct locate_mapping *mappings, size_t count, const struct locate_judge *judge)
 {
-    if (!locate_is_rom(block->name))
+    if (!rom_is(block->name))
         return false;
     struct locate_mapping *first = NULL;
     size_t found = feasible(block, mappings, count, judge, &first), rivals = 0;
@@ -240,7 +235,7 @@ static bool interchangeable(const struct qemu_blocks *blocks, const struct qemu_
         const struct qemu_block *rival = &blocks->items[i];
         if (rival->host || rival->bytes != block->bytes || !judge->resembles(judge->ctx, rival, first))
             continue;
-        if (!locate_is_rom(rival->name))
+        if (!rom_is(rival->name))
             return false;
         rivals++;
     }
@@ -283,32 +278,28 @@ static bool read_at(pid_t pid, uint64_t address, void *to, size_t bytes)
     return process_vm_readv(pid, &local, 1, &remote, 1, 0) == (ssize_t)bytes;
 }
 
+struct contents {
+    pid_t pid;
+    json_t *pci; /* query-pci */
+};
+
 static bool resembles(void *ctx, const struct qemu_block *block, const struct locate_mapping *mapping)
 {
-    if (!locate_is_rom(block->name))
-        return true;
-    uint8_t head[16];
-    if (!read_at(*(pid_t *)ctx, mapping->start, head, sizeof head))
-        return false;
-    if (strcmp(block->name, "/rom@etc/table-loader") == 0) /* command 1, "allocate", of a file "etc/..." */
-        return memcmp(head, "\1\0\0\0etc/", 8) == 0;
-    if (strcmp(block->name, "/rom@etc/acpi/rsdp") == 0)
-        return memcmp(head, "RSD PTR ", 8) == 0;
-    if (strcmp(block->name, "/rom@etc/acpi/tables") == 0)
-        return memcmp(head, "FACS", 4) == 0 || memcmp(head, "DSDT", 4) == 0;
-    if (block->name[0] != '/') /* a PCI device's */
-        return head[0] == 0x55 && head[1] == 0xaa;
-    return true;
+    struct contents *contents = ctx;
+    uint8_t head[ROM_HEAD_BYTES];
+    return !rom_is(block->name) || (read_at(contents->pid, mapping->start, head, sizeof head) &&
+                                    rom_resembles(block->name, contents->pci, head));
 }
 
 static bool same(void *ctx, const struct locate_mapping *a, const struct locate_mapping *b)
 {
+    struct contents *contents = ctx;
     if (a == b)
         return true;
     for (uint64_t at = 0; at < a->bytes; at += VMM_PAGE_BYTES) {
         uint8_t page_a[VMM_PAGE_BYTES], page_b[VMM_PAGE_BYTES];
-        if (!read_at(*(pid_t *)ctx, a->start + at, page_a, sizeof page_a) ||
-            !read_at(*(pid_t *)ctx, b->start + at, page_b, sizeof page_b) ||
+        if (!read_at(contents->pid, a->start + at, page_a, sizeof page_a) ||
+            !read_at(contents->pid, b->start + at, page_b, sizeof page_b) ||
             memcmp(page_a, page_b, sizeof page_a) != 0)
             return false;
     }
@@ -335,6 +326,12 @@ int locate_blocks(struct qmp *qmp, pid_t pid, struct qemu_blocks *blocks)
     r = translate_visible(qmp, blocks, &mappings);
     if (r < 0)
         return r;
-    struct locate_judge judge = {.resembles = resembles, .same = same, .ctx = &pid};
-    return locate_assign(blocks, mappings.items, mappings.count, &judge);
+    struct contents contents = {.pid = pid};
+    r = qmp_call(qmp, HUMAN_MS, &contents.pci, "query-pci", NULL);
+    if (r < 0 && r != -EREMOTEIO && r != -ENOSYS) /* a machine without PCI may say so */
+        return r;
+    struct locate_judge judge = {.resembles = resembles, .same = same, .ctx = &contents};
+    r = locate_assign(blocks, mappings.items, mappings.count, &judge);
+    json_decref(contents.pci);
+    return r;
 }

@@ -26,8 +26,4 @@ struct locate_judge {
 int locate_assign(struct qemu_blocks *blocks, struct locate_mapping *mappings, size_t count,
                   const struct locate_judge *judge);
 
-/* Is this a block whose contents never change and are known by a signature (an option ROM, a firmware
- * table)? */
-bool locate_is_rom(const char *name);
-
 #endif

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Theory of operation. "xen-save-devices-state" writes every device and vCPU, no RAM and no disks, to a file
- * (nothing in it is Xen's own). With live=true it leaves the disks' ownership alone. The file is a memfd
- * handed over as an fdset, so that neither a path nor a right of QEMU's is needed. QEMU's descriptor is a
- * duplicate of ours and shares its offset: we set it before a save, and it tells afterwards how much was
- * written. An fdset wants the very access mode that QEMU opens with, hence a write-only description beside
- * the one we read. QEMU truncates the file when it opens it, so it is read rather than mapped: a mapping
- * would fault if it did so at another time.
+ * (nothing in it is Xen's own). live=false makes it leave the disks alone: with live=true, the default, a
+ * guest that is stopped counts as one that moves away, its disks are inactivated, and a second save without a
+ * "cont" in between ends QEMU in an assertion.
+ *
+ * The file is a memfd handed over as an fdset, so that neither a path nor a right of QEMU's is needed. QEMU's
+ * descriptor is a duplicate of ours and shares its offset: we set it before a save, and it tells afterwards
+ * how much was written. An fdset wants the very access mode that QEMU opens with, hence a write-only
+ * description beside the one we read. QEMU truncates the file when it opens it, so it is read rather than
+ * mapped: a mapping would fault if it did so at another time.
  *
  * What QEMU writes lacks the CONFIGURATION section (the machine type), which the loading side insists on. It
  * belongs right behind the header; the buffer leaves room for it in front:
