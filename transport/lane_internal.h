@@ -168,8 +168,8 @@ size_t lane_receive_take(struct lane *lane, uint8_t *to, size_t room);
 void lane_receive_discard(struct lane *lane);
 /* Decrypt what has arrived and hand it on. Negative errno ends the lane. */
 int lane_receive_pump(struct lane *lane);
-/* Why nothing more can be read, or 0 if more may come. */
-int lane_receive_failure(struct lane *lane);
+/* Why SSL_read or the handshake failed, in words. */
+int lane_receive_failure(struct lane *lane, int ssl_error);
 
 /* lane_send.c */
 int lane_send_open(struct lane *lane);

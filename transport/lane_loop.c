@@ -165,9 +165,7 @@ static int handshake(struct lane *lane)
         return 0;
     if (ssl_error == SSL_ERROR_WANT_WRITE)
         return error_set(-ETIMEDOUT, "the peer does not take the handshake");
-    /* An alert in what arrived says more than the end of the connection behind it. */
-    r = lane_receive_failure(lane);
-    return r < 0 && ssl_error == SSL_ERROR_SYSCALL ? r : tls_failure(lane->ssl, ssl_error);
+    return lane_receive_failure(lane, ssl_error);
 }
 
 /* ------------------------------------------------------------------ the loop */
@@ -204,12 +202,12 @@ static int pump(struct lane *lane)
             return 1;
         }
         drain(lane);
-        return 0;
+        return 1;
     case LANE_DRAINING:
         lane_receive_discard(lane);
         if (lane->receive.eof || lane->receive.error)
             enter(lane, LANE_ENDED, 0);
-        return 0;
+        return lane->phase == LANE_ENDED;
     }
     return 0;
 }
@@ -416,7 +414,7 @@ void lane_run(struct lane *lane)
         int more = pump(lane);
         if (more < 0) {
             end_failed(lane, more);
-            more = 0;
+            continue;
         }
         if (check_stop(lane))
             continue;

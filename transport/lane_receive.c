@@ -165,33 +165,17 @@ void lane_receive_discard(struct lane *lane)
         drop_oldest(&lane->receive);
 }
 
-int lane_receive_failure(struct lane *lane)
+int lane_receive_failure(struct lane *lane, int ssl_error)
 {
     struct lane_receive *receive = &lane->receive;
-    if (receive->count)
-        return 0;
+    /* What the peer said inside TLS, an alert above all, tells more than the end of the connection behind it.
+     */
+    if (ssl_error != SSL_ERROR_SYSCALL || receive->count || !receive->error)
+        return tls_failure(lane->ssl, ssl_error);
+    ERR_clear_error();
     if (receive->error == -ETIMEDOUT)
         return error_set(-ETIMEDOUT, "the peer's host does not answer any more");
-    if (receive->error)
-        return error_errno(receive->error, "receive");
-    if (receive->eof)
-        return error_set(-ECONNRESET, "the peer closed the connection without a word");
-    return 0;
-}
-
-/* What went wrong in TLS or below, in words, with the state of the stream. */
-static int read_failure(struct lane *lane, int ssl_error)
-{
-    uint64_t rest = lane->receive.head - lane->receive.tail;
-    /* A failing socket is the cause where there is one: what TLS says then is only its echo. */
-    int r = ssl_error == SSL_ERROR_ZERO_RETURN ? 0 : lane_receive_failure(lane);
-    if (r < 0)
-        ERR_clear_error();
-    else
-        r = tls_failure(lane->ssl, ssl_error);
-    if (rest)
-        return error_set(r, "%s, %llu bytes into a frame", error_text(), (unsigned long long)rest);
-    return r;
+    return error_errno(receive->error, "receive");
 }
 
 static int hand_on(struct lane *lane)
@@ -247,7 +231,10 @@ int lane_receive_pump(struct lane *lane)
             int ssl_error = SSL_get_error(lane->ssl, r);
             if (ssl_error == SSL_ERROR_WANT_READ || ssl_error == SSL_ERROR_WANT_WRITE)
                 return 0;
-            return read_failure(lane, ssl_error);
+            r = lane_receive_failure(lane, ssl_error);
+            uint64_t rest = receive->head - receive->tail;
+            return rest ? error_set(r, "%s, %llu bytes into a frame", error_text(), (unsigned long long)rest)
+                        : r;
         }
         receive->head += got;
         if (lane->phase == LANE_CONFIRMING) {
