@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/fuzz/fuzz.h"
+
+#include "base/error.h"
+#include "base/scope.h"
+#include "restore/restore.h"
+#include "tests/fuzz/restore_model.h"
+#include "tests/samples/samples.h"
+#include "vmm/memory/memory.h"
+
+#include <errno.h>
+#include <lz4.h>
+#include <string.h>
+
+/*
+ * The standby's half of an epoch against a hostile primary. The input is a program: frames, announcements,
+ * broken sessions and the operator's acts, right and wrong ones. A model does the same beside it. Properties:
+ * both accept and refuse alike; a round is called complete exactly when it is; whatever happens, the guest's
+ * memory is the last applied checkpoint; a takeover loads the committed state.
+ *
+ * Input: options, then operations: one byte each (what, and how it goes wrong), and their operands.
+ */
+enum { O_UNMAPPED = 1, O_SMALL = 2, O_DEFER = 4 };
+#define OPERATIONS_MAX 64
+#define STAGING_SMALL  (8 * WIRE_PAGE_BYTES)
+#define STAGING_LARGE  (8u << 20) /* never full: bounds the device state too */
+
+enum operation {
+    OP_PAGES,
+    OP_PAGES_AGAIN, /* so that a random byte means pages more often */
+    OP_STATE,
+    OP_ROUND,
+    OP_COMMIT,
+    OP_ANNOUNCED, /* the announcement first, then its last frame */
+    OP_RAW,       /* any bytes as a payload */
+    OP_SESSION,
+    OP_ABORT,
+    OP_APPLY,
+    OP_VERIFY,
+    OP_TAKEOVER,
+    OP_COUNT,
+};
+
+struct bench {
+    struct vmm *guest;
+    struct restore *restore;
+    unsigned options;
+    struct fuzz_input *input;
+    uint64_t frames;     /* sent: makes header sums distinct */
+    uint64_t next_epoch; /* of an epoch that is begun in order */
+    uint64_t state_sent; /* bytes of the present epoch's state, in order */
+    bool pending;        /* committed, not applied */
+    bool memory_known;   /* the guest's memory must be `memory` */
+    struct model_memory memory;
+    struct model_verdict called; /* what round_complete() said during the present call */
+    struct model model, before;
+};
+
+static void round_complete(void *ctx, uint64_t epoch, uint32_t round, bool commit, int code, const char *text)
+{
+    struct bench *bench = ctx;
+    fuzz_require(!bench->called.given);
+    fuzz_require(code == 0 || (code == -EBADMSG && text && *text));
+    bench->called = (struct model_verdict){true, code == 0, commit, epoch, round};
+}
+
+static void read_guest(struct bench *bench, struct model_memory *to)
+{
+    /* Source block i is the target's block 1 - i. */
+    memcpy(model_page(to, 0, 0), memory_guest_block(bench->guest, 1), model_pages[0] * WIRE_PAGE_BYTES);
+    memcpy(model_page(to, 1, 0), memory_guest_block(bench->guest, 0), model_pages[1] * WIRE_PAGE_BYTES);
+}
+
+static void check_memory(struct bench *bench)
+{
+    if (!bench->memory_known)
+        return;
+    fuzz_require(memcmp(model_page(&bench->memory, 0, 0), memory_guest_block(bench->guest, 1),
+                        model_pages[0] * WIRE_PAGE_BYTES) == 0);
+    fuzz_require(memcmp(model_page(&bench->memory, 1, 0), memory_guest_block(bench->guest, 0),
+                        model_pages[1] * WIRE_PAGE_BYTES) == 0);
+}
+
+static void applied(struct bench *bench)
+{
+    bench->pending = false;
+    if (bench->model.has_commit) {
+        bench->memory_known = true;
+        bench->memory = bench->model.committed;
+    }
+}
+
+static void apply(struct bench *bench)
+{
+    fuzz_require(restore_apply(bench->restore) == 0);
+    applied(bench);
+}
+
+/* After each call: was the verdict as foretold? A complete checkpoint is committed, unless `abandon`. */
+static void settle(struct bench *bench, bool accepted, int r, bool abandon)
+{
+    const struct model_verdict *foretold = &bench->model.verdict;
+    fuzz_require(accepted == (r == 0));
+    fuzz_require(bench->called.given == foretold->given);
+    if (!foretold->given)
+        return;
+    fuzz_require(bench->called.good == foretold->good && bench->called.commit == foretold->commit &&
+                 bench->called.epoch == foretold->epoch && bench->called.round == foretold->round);
+    bench->called.given = false;
+    if (!foretold->good || !foretold->commit || abandon)
+        return;
+    if (bench->pending)
+        apply(bench);
+    fuzz_require(restore_commit(bench->restore, foretold->epoch) == 0);
+    model_commit(&bench->model);
+    bench->pending = true;
+    bench->next_epoch = foretold->epoch + 1;
+    bench->state_sent = 0;
+    if (!(bench->options & O_DEFER))
+        apply(bench);
+}
+
+static void send(struct bench *bench, struct wire_frame *frame, bool abandon)
+{
+    frame->header_sum = ++bench->frames * 0x9e3779b97f4a7c15u;
+    bool pages = frame->type == WIRE_PAGES;
+    bench->before = bench->model;
+    bool accepted = pages ? model_pages_frame(&bench->model, frame) : model_state_frame(&bench->model, frame);
+    /* Behind the payload stands nothing that may be read. */
+    uint8_t *exact cleanup_free = malloc(frame->length ? frame->length : 1);
+    if (frame->length)
+        memcpy(exact, frame->payload, frame->length);
+    frame->payload = exact;
+    int r = pages ? restore_pages(bench->restore, frame) : restore_state(bench->restore, frame);
+    /* The model has room for everything; the bound on staging bounds a state, too. */
+    if (accepted && r == -ENOSPC &&
+        (bench->options & O_SMALL || (!pages && bench->model.arriving.total > STAGING_LARGE))) {
+        model_no_room(&bench->model, &bench->before);
+        accepted = false;
+    }
+    settle(bench, accepted, r, abandon);
+}
+
+static uint64_t present_epoch(const struct bench *bench)
+{
+    return bench->model.epoch ? bench->model.epoch : bench->next_epoch;
+}
+
+/* How an operation goes wrong; most of the 16 values mean that it does not. */
+enum wrong { W_EPOCH = 9, W_ROUND, W_BODY, W_FRAMES_MORE, W_FRAMES_LESS, W_SUMS, W_STATE };
+
+/* Build a PAGES payload of up to four runs; returns its length. */
+static size_t build_pages(struct bench *bench, unsigned wrong, uint8_t *to)
+{
+    struct message_run runs[4];
+    static const uint32_t blocks[8] = {0, 0, 0, 0, 1, 1, 1, 2};
+    uint8_t raw[8 * WIRE_PAGE_BYTES], bodies[4 * LZ4_COMPRESSBOUND(sizeof raw)], *at = bodies;
+    unsigned shape = (unsigned)fuzz_take(bench->input, 1), count = 1 + (shape >> 3) % 4;
+    uint32_t block = blocks[shape % 8];
+    uint64_t next = 0;
+    for (unsigned i = 0; i < count; i++) {
+        unsigned where = (unsigned)fuzz_take(bench->input, 1), what = (unsigned)fuzz_take(bench->input, 1);
+        struct message_run *run = &runs[i];
+        *run = (struct message_run){
+            .first = next + where % 8, .pages = 1 + (where >> 3) % 8, .encoding = what % 3};
+        for (uint32_t page = 0; page < run->pages; page++)
+            sample_page(raw + page * WIRE_PAGE_BYTES, what + page);
+        if (run->encoding == WIRE_RUN_RAW) {
+            run->body_bytes = run->pages * WIRE_PAGE_BYTES;
+            memcpy(at, raw, run->body_bytes);
+        } else if (run->encoding == WIRE_RUN_LZ4) {
+            run->body_bytes = (uint32_t)LZ4_compress_default((const char *)raw, (char *)at,
+                                                             (int)(run->pages * WIRE_PAGE_BYTES),
+                                                             LZ4_COMPRESSBOUND(sizeof raw));
+            if (wrong == W_BODY)
+                at[fuzz_take(bench->input, 2) % run->body_bytes] ^= (uint8_t)(1 + fuzz_take(bench->input, 1));
+        }
+        at += run->body_bytes;
+        next = run->first + run->pages;
+    }
+    size_t table = message_pages_build(block, bench->model.round + (wrong == W_ROUND), runs, count, to);
+    memcpy(to + table, bodies, (size_t)(at - bodies));
+    return table + (size_t)(at - bodies);
+}
+
+static struct wire_frame pages_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
+{
+    struct wire_frame frame = sample_frame(WIRE_PAGES, payload, build_pages(bench, wrong, payload));
+    frame.epoch = present_epoch(bench) + (wrong == W_EPOCH);
+    return frame;
+}
+
+static void state_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
+{
+    uint32_t length = (uint32_t)fuzz_take(bench->input, 1);
+    uint64_t total = 300, offset = bench->state_sent;
+    if (wrong == W_STATE) {
+        total = fuzz_take(bench->input, 4);
+        offset = fuzz_take(bench->input, 4);
+    } else if (offset < total && length > total - offset) {
+        length = (uint32_t)(total - offset);
+    }
+    size_t head = message_state_build(offset, total, payload);
+    memset(payload + head, (int)(bench->frames % 255), length);
+    struct wire_frame frame = sample_frame(WIRE_STATE, payload, head + length);
+    frame.epoch = present_epoch(bench) + (wrong == W_EPOCH);
+    uint64_t came = bench->model.arriving.total ? bench->model.arriving.came : 0;
+    send(bench, &frame, false);
+    if (bench->model.arriving.total && bench->model.arriving.came > came)
+        bench->state_sent = offset + length;
+}
+
+static void announce(struct bench *bench, bool is_commit, unsigned wrong, struct message_totals totals)
+{
+    const struct model_state *state = &bench->model.arriving;
+    uint64_t total = state->total < MODEL_STATE_BYTES ? state->total : 0;
+    struct message_commit commit = {
+        .round = bench->model.round, .state_bytes = total, .state_sum = wire_sum(state->bytes, total)};
+    unsigned how = wrong >= W_FRAMES_MORE ? (unsigned)fuzz_take(bench->input, 1) : 0;
+    switch (wrong) {
+    case W_FRAMES_MORE:
+        totals.frames += 1 + how;
+        break;
+    case W_FRAMES_LESS:
+        totals.frames -= 1 + how % 2;
+        break;
+    case W_SUMS:
+        *(how % 3 == 0 ? &totals.pages : how % 3 == 1 ? &totals.bytes : &totals.sum) += 1 + how;
+        break;
+    case W_STATE:
+        *(how % 2 ? &commit.state_bytes : &commit.state_sum) += 1 + how;
+        break;
+    default:
+        break;
+    }
+    commit.totals = totals;
+    uint64_t epoch = present_epoch(bench) + (wrong == W_EPOCH);
+    uint32_t round = bench->model.round + (wrong == W_ROUND);
+    const struct message_commit *announced = is_commit ? &commit : NULL;
+    bool accepted = model_expect(&bench->model, epoch, round, &totals, announced);
+    int r = restore_expect(bench->restore, epoch, round, &totals, announced);
+    settle(bench, accepted, r, wrong == W_BODY);
+}
+
+static void announced_before(struct bench *bench, unsigned wrong, uint8_t *payload)
+{
+    struct wire_frame frame = pages_frame(bench, wrong < W_FRAMES_MORE ? wrong : 0, payload);
+    struct message_totals totals = bench->model.seen;
+    struct wire_pages head;
+    memcpy(&head, payload, sizeof head);
+    totals.frames++;
+    totals.pages += from_le32(head.page_count);
+    totals.bytes += frame.length;
+    totals.sum += (bench->frames + 1) * 0x9e3779b97f4a7c15u;
+    announce(bench, wrong % 2, wrong, totals);
+    send(bench, &frame, false);
+}
+
+static void session(struct bench *bench)
+{
+    static const uint32_t map[MODEL_BLOCKS] = {1, 0};
+    fuzz_require(restore_session(bench->restore, map, MODEL_BLOCKS) == 0);
+    applied(bench);
+    struct model_memory *memory cleanup_free = malloc(sizeof *memory);
+    read_guest(bench, memory);
+    model_session(&bench->model, memory);
+    bench->state_sent = 0;
+}
+
+static void verify(struct bench *bench, unsigned wrong)
+{
+    uint32_t block = (uint32_t)fuzz_take(bench->input, 1) % 3, differing = UINT32_MAX;
+    uint64_t first = fuzz_take(bench->input, 1) % 32, pages[WIRE_VERIFIED_MAX];
+    uint32_t count = 1 + (uint32_t)fuzz_take(bench->input, 1) % 32;
+    le64 fingerprints[32];
+    for (uint32_t i = 0; i < count; i++) {
+        bool exists = block < MODEL_BLOCKS && first + i < model_pages[block];
+        fingerprints[i] = to_le64(
+            exists ? wire_sum(model_page(&bench->model.committed, block, first + i), WIRE_PAGE_BYTES) : 0);
+        if (wrong == W_SUMS && i % 2 == 0)
+            fingerprints[i].raw ^= 1;
+    }
+    struct message_verify asked = {
+        .block = block, .count = count, .first = first, .fingerprints = fingerprints};
+    int r = restore_verify(bench->restore, &asked, &differing, pages);
+    applied(bench);
+    if (!bench->model.has_commit) {
+        fuzz_require(r == -ENODATA);
+        return;
+    }
+    bool exists = block < MODEL_BLOCKS && first + count <= model_pages[block];
+    fuzz_require(exists ? r == 0 : r == -EPROTO);
+    if (!exists)
+        return;
+    fuzz_require(differing == (wrong == W_SUMS ? (count + 1) / 2 : 0));
+    for (uint32_t i = 0; i < differing; i++)
+        fuzz_require(pages[i] == first + 2 * i);
+}
+
+static void takeover(struct bench *bench)
+{
+    int r = restore_takeover(bench->restore, NULL);
+    model_abort(&bench->model);
+    applied(bench);
+    fuzz_require(r == (bench->model.has_commit ? 0 : -ENODATA));
+    fuzz_require(memory_guest_running(bench->guest) == bench->model.has_commit);
+    if (r < 0)
+        return;
+    size_t bytes;
+    const void *loaded = memory_guest_loaded(bench->guest, &bytes);
+    fuzz_require(bytes == bench->model.committed_state.total &&
+                 memcmp(loaded, bench->model.committed_state.bytes, bytes) == 0);
+}
+
+/* False at the end of the program. */
+static bool operate(struct bench *bench, uint8_t *payload)
+{
+    unsigned code = (unsigned)fuzz_take(bench->input, 1), wrong = code >> 4;
+    struct wire_frame frame;
+    switch ((enum operation)(code % 16 % OP_COUNT)) {
+    case OP_PAGES:
+    case OP_PAGES_AGAIN:
+        frame = pages_frame(bench, wrong, payload);
+        send(bench, &frame, false);
+        break;
+    case OP_STATE:
+        state_frame(bench, wrong, payload);
+        break;
+    case OP_ROUND:
+    case OP_COMMIT:
+        announce(bench, code % 16 % OP_COUNT == OP_COMMIT, wrong, bench->model.seen);
+        break;
+    case OP_ANNOUNCED:
+        announced_before(bench, wrong, payload);
+        break;
+    case OP_RAW: {
+        size_t length = (size_t)fuzz_take(bench->input, 2) % 8192;
+        length = length < bench->input->left ? length : bench->input->left;
+        memcpy(payload, bench->input->bytes, length);
+        bench->input->bytes += length;
+        bench->input->left -= length;
+        frame = sample_frame(wrong % 2 ? WIRE_STATE : WIRE_PAGES, payload, length);
+        frame.epoch = present_epoch(bench);
+        send(bench, &frame, false);
+        break;
+    }
+    case OP_SESSION:
+        session(bench);
+        break;
+    case OP_ABORT:
+        restore_abort(bench->restore);
+        model_abort(&bench->model);
+        break;
+    case OP_APPLY:
+        apply(bench);
+        break;
+    case OP_VERIFY:
+        verify(bench, wrong);
+        break;
+    case OP_TAKEOVER:
+        takeover(bench);
+        return false;
+    case OP_COUNT:
+        break;
+    }
+    return true;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct fuzz_input input = {data, size};
+    struct bench *bench cleanup_free = calloc(1, sizeof *bench);
+    uint8_t *payload cleanup_free = malloc(WIRE_PAYLOAD_MAX);
+    bench->input = &input;
+    bench->options = (unsigned)fuzz_take(&input, 1) % 8;
+    bench->next_epoch = 1;
+    /* To fill small staging while a commit waits to be applied would wait for another thread. */
+    if (bench->options & O_SMALL)
+        bench->options &= ~(unsigned)O_DEFER;
+    struct memory_options options = {
+        .blocks = {{"rom", model_pages[1] * WIRE_PAGE_BYTES}, {"ram", model_pages[0] * WIRE_PAGE_BYTES}},
+        .block_count = MODEL_BLOCKS,
+        .state_bytes = 8,
+        .unmapped = bench->options & O_UNMAPPED,
+    };
+    struct restore_config config = {bench->options & O_SMALL ? STAGING_SMALL : STAGING_LARGE, round_complete,
+                                    bench};
+    fuzz_require(memory_guest_new(&bench->guest, &options) == 0);
+    memset(memory_guest_block(bench->guest, 0), 0xee, 2 * WIRE_PAGE_BYTES);
+    fuzz_require(restore_new(&bench->restore, bench->guest, &config) == 0);
+    session(bench);
+    for (unsigned i = 0; i < OPERATIONS_MAX && input.left; i++) {
+        bool more = operate(bench, payload);
+        check_memory(bench);
+        if (!more)
+            break;
+    }
+    restore_free(bench->restore);
+    vmm_close(bench->guest);
+    return 0;
+}
+
+size_t fuzz_seed(unsigned index, uint8_t *to)
+{
+    /* Operands: pages: shape, then (where, what) of each run; state: length; verify: block, first, count. */
+    static const uint8_t first_epoch[] = {
+        OP_PAGES, 0x08, 0x38,     1,        0x38,      2,    OP_PAGES, 4,
+        0x28,     1,    OP_ROUND, OP_PAGES, 0,         0x10, 5, /* live round */
+        OP_STATE, 200,  OP_STATE, 100,      OP_COMMIT,
+    };
+    static const uint8_t second_epoch[] = {
+        OP_PAGES, 0x10,     0x09, 0,    0x0a, 1,        0x0b, 2,         OP_STATE,
+        255,      OP_PAGES, 0,    0x38, 3,    OP_STATE, 45,   OP_COMMIT,
+    };
+    static const uint8_t announced[] = {OP_STATE, 255,  OP_STATE, 45,   OP_ANNOUNCED | 0x10,
+                                        0x08,     0x21, 1,        0x0a, 2};
+    static const uint8_t broken[] = {OP_PAGES, 0,          0x12,      2, OP_ABORT, OP_PAGES, 0,       0x12,
+                                     2,        OP_SESSION, OP_VERIFY, 0, 0,        7,        OP_APPLY};
+    static const uint8_t wrong[] = {
+        OP_PAGES | W_BODY << 4,
+        0,
+        0x10,
+        2,
+        9,
+        0,
+        1,
+        OP_SESSION,
+        OP_PAGES | W_EPOCH << 4,
+        0,
+        0x10,
+        2,
+        OP_SESSION,
+        OP_STATE | W_STATE << 4,
+        9,
+        0,
+        1,
+        0,
+        0,
+        5,
+        0,
+        0,
+        0,
+        OP_SESSION,
+    };
+    static const uint8_t end[] = {OP_VERIFY, 1, 0, 5, OP_TAKEOVER};
+    uint8_t *at = to;
+    if (index >= 12)
+        return 0;
+    *at++ = (uint8_t)index; /* options */
+    if (index % 4 == 3)
+        at = mempcpy(at, wrong, sizeof wrong);
+    at = mempcpy(at, first_epoch, sizeof first_epoch);
+    if (index % 3 == 1)
+        at = mempcpy(at, broken, sizeof broken);
+    at = mempcpy(at, second_epoch, sizeof second_epoch);
+    if (index >= 6)
+        at = mempcpy(at, announced, sizeof announced);
+    at = mempcpy(at, end, sizeof end);
+    return (size_t)(at - to);
+}

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/fuzz/restore_model.h"
+
+#include <lz4.h>
+#include <string.h>
+
+uint8_t *model_page(struct model_memory *memory, uint32_t block, uint64_t page)
+{
+    return memory->pages[(block ? model_pages[0] : 0) + page];
+}
+
+static void next_round(struct model *model, uint32_t round)
+{
+    model->round = round;
+    model->entered = 0;
+    model->seen = (struct message_totals){0};
+    model->expecting = false;
+}
+
+static bool admit(struct model *model, uint64_t epoch)
+{
+    if (!model->open || model->sealed)
+        return false;
+    if (model->epoch ? epoch != model->epoch : epoch <= model->committed_epoch)
+        return false;
+    return true;
+}
+
+static bool enter(struct model *model, uint64_t epoch, const uint32_t *round)
+{
+    if (!admit(model, epoch) || (round && *round != model->round))
+        return false;
+    model->epoch = epoch;
+    if (model->expecting && model->entered >= model->expected.frames)
+        return false;
+    model->entered++;
+    return true;
+}
+
+static bool state_whole(const struct model *model)
+{
+    const struct model_state *state = &model->arriving;
+    return state->total && state->total == model->commit.state_bytes && state->came == state->total &&
+           wire_sum(state->bytes, state->total) == model->commit.state_sum;
+}
+
+static void judge(struct model *model)
+{
+    if (!model->open || !model->expecting || model->seen.frames != model->expected.frames)
+        return;
+    bool good = memcmp(&model->seen, &model->expected, sizeof model->seen) == 0;
+    good = good && (model->capture ? state_whole(model) : model->arriving.total == 0);
+    model->verdict = (struct model_verdict){true, good, model->capture, model->epoch, model->round};
+    model->open = good;
+    model->sealed = good && model->capture;
+    next_round(model, model->round + 1);
+}
+
+static void leave(struct model *model, const struct wire_frame *frame, uint64_t pages)
+{
+    model->seen.frames++;
+    model->seen.pages += pages;
+    model->seen.bytes += frame->length;
+    model->seen.sum += frame->header_sum;
+    judge(model);
+}
+
+static bool place(struct model *model, uint32_t block, const struct message_run *run)
+{
+    uint8_t decoded[WIRE_RUN_BODY_PAGES_MAX * WIRE_PAGE_BYTES];
+    if (run->first >= model_pages[block] || run->pages > model_pages[block] - run->first)
+        return false;
+    int bytes = (int)(run->pages * WIRE_PAGE_BYTES);
+    uint8_t *to = model_page(&model->working, block, run->first);
+    if (run->encoding == WIRE_RUN_ZERO) {
+        memset(to, 0, (size_t)bytes);
+        return true;
+    }
+    if (run->encoding == WIRE_RUN_RAW) {
+        memcpy(to, run->body, (size_t)bytes);
+        return true;
+    }
+    if (LZ4_decompress_safe((const char *)run->body, (char *)decoded, (int)run->body_bytes, bytes) != bytes)
+        return false;
+    memcpy(to, decoded, (size_t)bytes);
+    return true;
+}
+
+bool model_pages_frame(struct model *model, const struct wire_frame *frame)
+{
+    struct message_pages pages;
+    struct message_run run;
+    model->verdict.given = false;
+    if (message_pages_parse(frame, &pages) < 0 || !enter(model, frame->epoch, &pages.round))
+        return false;
+    if (pages.block >= MODEL_BLOCKS)
+        return false;
+    while (message_pages_next(&pages, &run))
+        if (!place(model, pages.block, &run))
+            return false;
+    leave(model, frame, pages.page_count);
+    return true;
+}
+
+bool model_state_frame(struct model *model, const struct wire_frame *frame)
+{
+    struct message_state piece;
+    struct model_state *state = &model->arriving;
+    model->verdict.given = false;
+    if (message_state_parse(frame, &piece) < 0 || !enter(model, frame->epoch, NULL))
+        return false;
+    if (state->total == 0) {
+        memset(state, 0, sizeof *state);
+        state->total = piece.total;
+    }
+    if (piece.total != state->total)
+        return false;
+    /* A state that is larger than the model's room is never completed, so what lies beyond is not kept. */
+    for (uint64_t at = piece.offset; at < piece.offset + piece.length && at < MODEL_STATE_BYTES; at++) {
+        if (state->here[at])
+            return false;
+        state->here[at] = true;
+        state->bytes[at] = piece.bytes[at - piece.offset];
+    }
+    state->came += piece.length;
+    leave(model, frame, 0);
+    return true;
+}
+
+bool model_expect(struct model *model, uint64_t epoch, uint32_t round, const struct message_totals *totals,
+                  const struct message_commit *commit)
+{
+    model->verdict.given = false;
+    if (!admit(model, epoch) || round != model->round)
+        return false;
+    model->epoch = epoch;
+    if (model->expecting || model->entered > totals->frames)
+        return false;
+    model->expecting = true;
+    model->expected = *totals;
+    model->capture = commit != NULL;
+    if (commit)
+        model->commit = *commit;
+    judge(model);
+    return true;
+}
+
+void model_no_room(struct model *model, const struct model *before)
+{
+    uint64_t epoch = model->epoch;
+    *model = *before;
+    model->epoch = epoch ? epoch : before->epoch;
+    model->entered++;
+    model->verdict.given = false;
+}
+
+void model_session(struct model *model, const struct model_memory *memory)
+{
+    model->open = true;
+    model->sealed = false;
+    model->epoch = model->committed_epoch = 0;
+    model->arriving.total = 0;
+    model->working = model->has_commit ? model->committed : *memory;
+    next_round(model, 0);
+}
+
+void model_abort(struct model *model)
+{
+    model->open = false;
+}
+
+void model_commit(struct model *model)
+{
+    model->has_commit = true;
+    model->committed = model->working;
+    model->committed_state = model->arriving;
+    model->arriving.total = 0;
+    model->sealed = false;
+    model->committed_epoch = model->epoch;
+    model->epoch = 0;
+    next_round(model, 0);
+}
