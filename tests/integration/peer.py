@@ -27,7 +27,7 @@ def xxh3(data):
     return _xxhash.XXH3_64bits(data, len(data)) if data else 0
 
 
-def frame(kind, payload=b"", session=0, sequence=0, generation=0, epoch=0, length=None, magic=MAGIC,
+def frame(kind, payload=b"", session=0, sequence=0, generation=1, epoch=0, length=None, magic=MAGIC,
           version=VERSION, flags=0, reserved=0):
     """A whole frame with right sums, whatever its fields say."""
     head = HEADER.pack(magic, version, kind, flags, len(payload) if length is None else length, reserved,

@@ -468,6 +468,9 @@ class Pair:
             parts.append(f"--- {host}-qemu.log\n{tail(self.path(host + '-qemu.log'), 6)}")
             status = self.ask(host, seconds=1)
             parts.append(f"--- status of {host}: {json.dumps(status)}")
+            engine = self.engines.get(host)
+            if engine and not engine.running():
+                parts.append(f"--- the engine on {host} ended with {engine.popen.returncode}")
         return "\n".join(parts)
 
 
