@@ -4,8 +4,9 @@
 /* Samples fade over this many bytes: 32 chunks, a few milliseconds of a busy lane. */
 #define MEMORY_BYTES 8e6
 
-/* The way in use is left only for a gain of this factor, so that noise does not turn the decision. */
-#define HYSTERESIS 0.93
+/* Compression begins only for a gain of this factor and ends when it is none, so that noise does not turn the
+ * decision to and fro; and in doubt the standby is spared the work. */
+#define GAIN 0.93
 
 static void meter_add(struct rate_meter *meter, double value, double weight)
 {
@@ -30,7 +31,7 @@ static void decide(struct rate *rate)
     double carry = meter_ratio(&rate->carry_ns);
     double raw = meter_ratio(&rate->raw_ns) + carry;
     double lz4 = meter_ratio(&rate->lz4_ns) + meter_ratio(&rate->lz4_out) * carry;
-    rate->compressing = rate->compressing ? raw >= lz4 * HYSTERESIS : lz4 < raw * HYSTERESIS;
+    rate->compressing = lz4 < (rate->compressing ? raw : raw * GAIN);
 }
 
 bool rate_next_is_lz4(struct rate *rate)
