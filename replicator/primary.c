@@ -27,6 +27,9 @@
  * not keep us from trying again for as long as a guest may take to start. */
 #define GREETING_DETECTS 8
 
+/* How long after its last sign of life a standby that may take over is called again quickly. */
+#define EAGER_DETECTS 16
+
 /* A primary that was never protected in this life asks the arbiter only when a first session had ample time.
  */
 #define FIRST_CONTACT_DETECTS 4
@@ -103,7 +106,11 @@ void primary_lose(struct primary *primary, enum log_level level, const char *for
 
     bool was_up = core->state == PRIMARY_COPYING || core->state == PRIMARY_PROTECTED;
     drop_session(primary);
-    primary->retry_at_ns = core->now_ns + role_backoff(&core->config, &primary->retry_pause_ns);
+    uint64_t pause_ns = role_backoff(&core->config, &primary->retry_pause_ns);
+    /* A standby that slept takes over unless we are back soon after it wakes. */
+    if (primary->exposed && core->now_ns < core->heard_ns + EAGER_DETECTS * core->config.detect_ns)
+        pause_ns = earlier(pause_ns, core->config.detect_ns / 4);
+    primary->retry_at_ns = core->now_ns + pause_ns;
     if (wants_arbiter(primary) && primary->decide_at_ns == NEVER)
         primary->decide_at_ns = later(core->now_ns, role_silent_at(core));
 

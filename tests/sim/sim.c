@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/sim/sim.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Theory of operation
+ *
+ * A history is one life of a protected guest on two hosts, drawn from a seed: configuration, delays, faults,
+ * and where they strike. The role machines in it are the real ones. Each host has a clock of its own, so that
+ * nothing can rest on clocks being in step. When the faults are over, an operator does what an operator does,
+ * and the world must come right.
+ *
+ * What must hold, at every step:
+ *
+ * 1  Never do two hosts run the guest by right of the same generation. (Two may run it by different ones: the
+ *    older cannot know yet. When it is told, by a frame or by the arbiter, it has stopped when the step
+ * ends.) 2  A guest is resumed only from an epoch that was verified whole and committed, with every page and
+ * the counter exactly as they were when that epoch was captured. 3  Output that was released by an
+ * acknowledgement is never lost: what is resumed is at least as new, and after a takeover the old primary
+ * releases nothing newer than what was resumed. This holds whatever and how much fails. 4  With an arbiter:
+ * output that a primary released while alone is not lost by an automatic takeover, and a primary does not go
+ * alone after a takeover. 5  A guest is held only where the policy is to stall, or the arbiter cannot be
+ * reached. 6  An epoch is committed only over one that is applied; a broken guest is never used again. 7  An
+ * orderly end, and the standby's own sleep, are no reason to take over. 8  Machines never spin, and once
+ * faults are over the guest runs protected within LIMIT. 9  One failure never loses the guest.
+ *
+ * Exempt from 1, 4 and the second half of 3 is what an operator forces past the arbiter (or, where there is
+ * none, past a stall); exempt from 4 what he takes over by hand.
+ */
+
+#define LIMIT_NS (30000 * MS)
+
+static void choose(struct sim *sim)
+{
+    static const uint64_t intervals_ms[] = {10, 20, 50};
+    struct role_config *config = &sim->config;
+    uint64_t policy = sim_between(sim, 0, 6);
+    *config = (struct role_config){
+        .interval_ns = intervals_ms[sim_between(sim, 0, 2)] * MS,
+        .detect_ns = sim_between(sim, 50, 250) * MS,
+        .retry_ns = sim_between(sim, 5, 50) * MS,
+        .retry_max_ns = sim_between(sim, 50, 400) * MS,
+        .setup_ns = 2000 * MS,
+        .pause_share = (unsigned)sim_between(sim, 10, 50),
+        .rounds_max = (unsigned)sim_between(sim, 0, 4),
+        .takeover = policy & 1 ? ROLE_TAKEOVER_AUTO : ROLE_TAKEOVER_MANUAL,
+        .loss = policy & 2 ? ROLE_LOSS_STALL : ROLE_LOSS_CONTINUE,
+        .arbiter = policy & 4 || policy == 1,
+        .optional = WIRE_FEATURES_KNOWN,
+        .vm_uuid = {1},
+    };
+    sim->delay_ns = MS / 5;
+    sim->register_owner = -1;
+    for (int i = 0; i < HOSTS; i++) {
+        sim->hosts[i].up = true;
+        sim->hosts[i].arbiter_reachable = true;
+        sim->hosts[i].clock_offset_ns = (int64_t)sim_between(sim, 0, 1000000000 * MS);
+    }
+}
+
+static void arbiter_answers(struct sim *sim, const struct sim_event *event)
+{
+    struct host *host = &sim->hosts[event->host];
+    uint64_t from = event->a, to = event->b;
+    bool reachable = host->arbiter_reachable, won = false;
+    /* The request may have arrived though the answer does not. */
+    if (reachable || sim_chance(sim, 30)) {
+        won = sim->register_generation <= from ||
+              (sim->register_generation == to && sim->register_owner == event->host);
+        if (won) {
+            sim->register_generation = to;
+            sim->register_owner = event->host;
+        }
+    }
+    host->unreachable = reachable ? 0 : host->unreachable + 1;
+    struct parcel *parcel = host_post(sim, event->host, reachable ? 0 : 100 * MS, EVENT_ARBITER);
+    parcel->event.arbiter = !reachable ? ARBITER_UNREACHABLE : won ? ARBITER_WON : ARBITER_LOST;
+    parcel->event.generation = sim->register_generation;
+    sim_trace(sim, "arbiter: host%d %s, register %llu", event->host,
+              !reachable ? "out of reach"
+              : won      ? "won"
+                         : "lost",
+              (unsigned long long)sim->register_generation);
+}
+
+static void tick(struct sim *sim, const struct sim_event *event)
+{
+    struct host *host = &sim->hosts[event->host];
+    struct role_event role_event = {.type = EVENT_TICK};
+    if (event->a != host->tick_stamp)
+        return;
+    host->tick_at_ns = 0;
+    host_deliver(sim, event->host, &role_event);
+}
+
+static void engine_event(struct sim *sim, int host, int payload)
+{
+    struct role_event event = sim->parcels[payload].event;
+    sim_parcel_free(sim, payload);
+    host_deliver(sim, host, &event);
+}
+
+/* False: the engine is gone or asleep, and the event dealt with. */
+static bool awake(struct sim *sim, const struct sim_event *event)
+{
+    struct host *host = &sim->hosts[event->host];
+    if (event->life != host->life || host->role == ENGINE_NONE) {
+        if (event->payload >= 0)
+            sim_parcel_free(sim, event->payload);
+        return false;
+    }
+    if (host->frozen_until_ns <= sim->now_ns)
+        return true;
+    struct sim_event *again = sim_push(sim, event->kind, host->frozen_until_ns - sim->now_ns, event->host);
+    again->a = event->a;
+    again->b = event->b;
+    again->payload = event->payload;
+    return false;
+}
+
+static void handle(struct sim *sim, const struct sim_event *event)
+{
+    switch (event->kind) {
+    case SIM_TICK:
+        if (awake(sim, event))
+            tick(sim, event);
+        return;
+    case SIM_ENGINE:
+        if (awake(sim, event))
+            engine_event(sim, event->host, event->payload);
+        return;
+    case SIM_JOB:
+        if (awake(sim, event))
+            job_finished(sim, event->host);
+        return;
+    case SIM_ARBITER:
+        if (event->life == sim->hosts[event->host].life)
+            arbiter_answers(sim, event);
+        return;
+    case SIM_PUMP:
+        net_pump(sim, (unsigned)event->a, (enum channel)event->b);
+        return;
+    case SIM_FAULT:
+        fault_strike(sim, (unsigned)event->a);
+        return;
+    case SIM_REPAIR:
+        fault_repair(sim, event->host, event->a, event->b);
+        return;
+    case SIM_OPERATOR:
+        operator_acts(sim);
+        return;
+    }
+}
+
+static void sim_run(struct sim *sim, uint64_t steps)
+{
+    struct sim_event event;
+    uint64_t end_ns = UINT64_MAX;
+    choose(sim);
+    sim_trace(sim, "takeover=%s standby-loss=%s arbiter=%s interval %llu ms detect %llu ms",
+              sim->config.takeover == ROLE_TAKEOVER_AUTO ? "auto" : "manual",
+              sim->config.loss == ROLE_LOSS_STALL ? "stall" : "continue", sim->config.arbiter ? "yes" : "no",
+              (unsigned long long)(sim->config.interval_ns / MS),
+              (unsigned long long)(sim->config.detect_ns / MS));
+    sim->hosts[0].guest = (struct guest){.state = GUEST_ALIVE};
+    host_start_engine(sim, 1, ENGINE_STANDBY, true);
+    host_start_engine(sim, 0, ENGINE_PRIMARY, true);
+    fault_plan(sim);
+    while (!sim->violation[0] && sim->steps < steps && sim_pop(sim, &event)) {
+        sim->now_ns = event.at_ns;
+        handle(sim, &event);
+        check_world(sim);
+        /* What an orderly end should not cause would come soon. */
+        if (sim->ended && end_ns == UINT64_MAX)
+            end_ns = sim->now_ns + 4 * sim->config.detect_ns;
+        if (sim->lost || sim->now_ns > end_ns)
+            break;
+        if (event.kind == SIM_OPERATOR && sim->healthy && world_is_well(sim))
+            break;
+        if (sim->now_ns > LIMIT_NS)
+            check_fail(sim,
+                       sim->healthy ? "the guest is not protected again, %llu ms after the last fault"
+                                    : "the guest was never protected within %llu ms",
+                       (unsigned long long)((sim->now_ns - sim->healthy_since_ns) / MS));
+    }
+    if (sim->lost && sim->faults == 1)
+        check_fail(sim, "one failure lost the guest");
+}
+
+static void sim_clean(struct sim *sim)
+{
+    for (int i = 0; i < HOSTS; i++) {
+        primary_free(sim->hosts[i].primary);
+        standby_free(sim->hosts[i].standby);
+    }
+    free(sim->heap);
+    free(sim->parcels);
+}
+
+static void sim_seed(struct sim *sim, uint64_t seed)
+{
+    memset(sim, 0, sizeof *sim);
+    sim->seed = seed;
+    sim->parcel_free = -1;
+    /* splitmix64 spreads neighbouring seeds. */
+    for (int i = 0; i < 2; i++) {
+        uint64_t z = seed += 0x9e3779b97f4a7c15u;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        sim->random[i] = z ^ z >> 31;
+    }
+}
+
+struct totals {
+    uint64_t histories, steps, simulated_ns, takeovers, alone, yields, holds, adopts, deltas, fulls, commits,
+        lost, ended;
+};
+
+static void add(struct totals *totals, const struct sim *sim)
+{
+    totals->histories++;
+    totals->steps += sim->steps;
+    totals->simulated_ns += sim->now_ns;
+    totals->takeovers += sim->takeovers;
+    totals->alone += sim->alone;
+    totals->yields += sim->yields;
+    totals->holds += sim->holds;
+    totals->adopts += sim->adopts;
+    totals->deltas += sim->deltas;
+    totals->fulls += sim->fulls;
+    totals->commits += sim->commits;
+    totals->lost += sim->lost;
+    totals->ended += sim->ended;
+}
+
+static int usage(const char *program)
+{
+    fprintf(stderr,
+            "usage: %s [--seed N [--steps N]] [--first N] [--histories N] [--seconds S]\n"
+            "  --seed N       one history, with its trace; --steps N ends it after N steps\n"
+            "  --first N      seed of the first history (default 1)\n"
+            "  --histories N  how many (default 10000)\n"
+            "  --seconds S    as many as fit instead\n",
+            program);
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"seed", required_argument, NULL, 's'},    {"steps", required_argument, NULL, 'n'},
+        {"first", required_argument, NULL, 'f'},   {"histories", required_argument, NULL, 'h'},
+        {"seconds", required_argument, NULL, 't'}, {0},
+    };
+    static struct sim sim;
+    struct totals totals = {0};
+    uint64_t first = 1, histories = 10000, seconds = 0, steps = UINT64_MAX, failed = 0;
+    bool one = false;
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        uint64_t value = optarg ? strtoull(optarg, NULL, 0) : 0;
+        if (option == 's')
+            one = true;
+        if (option == 's' || option == 'f')
+            first = value;
+        else if (option == 'n')
+            steps = value;
+        else if (option == 'h')
+            histories = value;
+        else if (option == 't')
+            seconds = value;
+        else
+            return usage(argv[0]);
+    }
+    if (optind != argc)
+        return usage(argv[0]);
+
+    uint64_t start_ns = clock_now_ns();
+    uint64_t last = one ? first : seconds ? UINT64_MAX : first + histories - 1;
+    for (uint64_t seed = first; seed <= last && failed < 5; seed++) {
+        if (seconds && clock_now_ns() - start_ns > seconds * NS_PER_S)
+            break;
+        sim_seed(&sim, seed);
+        sim.trace = one;
+        sim_run(&sim, steps);
+        add(&totals, &sim);
+        if (sim.violation[0]) {
+            printf("seed %llu: %s\n  reproduce: %s --seed %llu\n", (unsigned long long)seed, sim.violation,
+                   argv[0], (unsigned long long)seed);
+            failed++;
+        }
+        sim_clean(&sim);
+    }
+    printf("%llu histories, %llu steps, %.0f s simulated in %.1f s: %llu commits, %llu takeovers, %llu times "
+           "alone, "
+           "%llu yields, %llu holds, %llu full and %llu partial copies, %llu adopted, %llu ended, %llu lost "
+           "to several "
+           "failures\n",
+           (unsigned long long)totals.histories, (unsigned long long)totals.steps,
+           (double)totals.simulated_ns / 1e9, (double)(clock_now_ns() - start_ns) / 1e9,
+           (unsigned long long)totals.commits, (unsigned long long)totals.takeovers,
+           (unsigned long long)totals.alone, (unsigned long long)totals.yields,
+           (unsigned long long)totals.holds, (unsigned long long)totals.fulls,
+           (unsigned long long)totals.deltas, (unsigned long long)totals.adopts,
+           (unsigned long long)totals.ended, (unsigned long long)totals.lost);
+    return failed ? 1 : 0;
+}

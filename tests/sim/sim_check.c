@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/sim/sim.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+void check_fail(struct sim *sim, const char *format, ...)
+{
+    if (sim->violation[0])
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(sim->violation, sizeof sim->violation, format, arguments);
+    va_end(arguments);
+    sim_trace(sim, "VIOLATION: %s", sim->violation);
+}
+
+struct snapshot *check_snapshot(struct sim *sim, const uint8_t history[16], uint64_t epoch)
+{
+    uint64_t kept = sim->snapshot_count < SNAPSHOTS_MAX ? sim->snapshot_count : SNAPSHOTS_MAX;
+    for (uint64_t i = 1; i <= kept; i++) {
+        struct snapshot *snapshot = &sim->snapshots[(sim->snapshot_count - i) % SNAPSHOTS_MAX];
+        if (snapshot->epoch == epoch && !memcmp(snapshot->history, history, 16))
+            return snapshot;
+    }
+    return NULL;
+}
+
+static struct lineage *lineage_of(struct sim *sim, int index)
+{
+    return &sim->lineages[sim->hosts[index].guest.lineage % LINEAGES_MAX];
+}
+
+void check_committed(struct sim *sim, int index, uint64_t epoch)
+{
+    struct snapshot *snapshot = check_snapshot(sim, sim->hosts[index].tracker.history, epoch);
+    if (!snapshot) {
+        check_fail(sim, "host%d releases epoch %llu, which was never captured", index,
+                   (unsigned long long)epoch);
+        return;
+    }
+    if (!snapshot->verified)
+        check_fail(sim, "host%d releases epoch %llu, which no standby committed", index,
+                   (unsigned long long)epoch);
+    struct lineage *lineage = lineage_of(sim, index);
+    if (lineage->forked && snapshot->counter > lineage->forked_at && !sim->forced)
+        check_fail(sim, "host%d releases output at %llu; the guest was resumed elsewhere from %llu", index,
+                   (unsigned long long)snapshot->counter, (unsigned long long)lineage->forked_at);
+    if (snapshot->counter > lineage->released)
+        lineage->released = snapshot->counter;
+}
+
+void check_alone(struct sim *sim, int index)
+{
+    struct lineage *lineage = lineage_of(sim, index);
+    guest_advance(sim, index);
+    sim->alone++;
+    if (lineage->forked && !sim->forced)
+        check_fail(sim, "host%d goes on alone at %llu; the guest was resumed elsewhere from %llu", index,
+                   (unsigned long long)sim->hosts[index].guest.counter,
+                   (unsigned long long)lineage->forked_at);
+    lineage->is_open = true;
+}
+
+void check_closed(struct sim *sim, int index)
+{
+    struct lineage *lineage = lineage_of(sim, index);
+    guest_advance(sim, index);
+    if (lineage->is_open)
+        lineage->alone = sim->hosts[index].guest.counter;
+    lineage->is_open = false;
+}
+
+void check_hold(struct sim *sim, int index)
+{
+    const struct host *host = &sim->hosts[index];
+    bool by_policy = sim->config.loss == ROLE_LOSS_STALL;
+    bool by_arbiter = sim->config.arbiter && host->unreachable > 0;
+    if (!by_policy && !by_arbiter)
+        check_fail(sim, "host%d holds its guest though the policy is to continue", index);
+}
+
+void check_takeover(struct sim *sim, int index)
+{
+    struct host *host = &sim->hosts[index];
+    struct restorer *restorer = &host->restorer;
+    struct snapshot *snapshot = check_snapshot(sim, restorer->history, restorer->epoch);
+    if (!restorer->committed || restorer->broken || !restorer->applied || !snapshot || !snapshot->verified) {
+        check_fail(sim, "host%d resumes epoch %llu: committed %d, broken %d, applied %d", index,
+                   (unsigned long long)restorer->epoch, restorer->committed, restorer->broken,
+                   restorer->applied);
+        return;
+    }
+    if (restorer->counter != snapshot->counter ||
+        memcmp(host->guest.pages, snapshot->pages, sizeof snapshot->pages) != 0) {
+        check_fail(sim, "host%d resumes epoch %llu with pages of another moment", index,
+                   (unsigned long long)restorer->epoch);
+        return;
+    }
+    struct lineage *from = &sim->lineages[snapshot->lineage % LINEAGES_MAX];
+    for (int i = 0; i < HOSTS; i++)
+        if (from->is_open && sim->hosts[i].guest.state == GUEST_ALIVE &&
+            sim->hosts[i].guest.lineage == snapshot->lineage) {
+            guest_advance(sim, i);
+            from->alone = sim->hosts[i].guest.counter;
+        }
+    if (from->released > snapshot->counter)
+        check_fail(sim, "host%d resumes from %llu; output up to %llu was released by acknowledgements", index,
+                   (unsigned long long)snapshot->counter, (unsigned long long)from->released);
+    if (from->alone > snapshot->counter && !host->operator_takeover && !sim->forced)
+        check_fail(sim, "host%d resumes from %llu; output up to %llu was released by going alone", index,
+                   (unsigned long long)snapshot->counter, (unsigned long long)from->alone);
+    if (sim->only_standby_froze && !host->operator_takeover)
+        check_fail(sim, "host%d takes over though only its own engine was asleep", index);
+    if (sim->orderly && !host->operator_takeover)
+        check_fail(sim, "host%d takes over after an orderly end", index);
+    from->forked = true;
+    from->forked_at = snapshot->counter;
+    sim->takeovers++;
+    host->guest.state = GUEST_ALIVE;
+    host->guest.advanced_at_ns = sim->now_ns;
+    host->guest.counter = snapshot->counter;
+    host->guest.generation = host->stored_generation;
+    host->guest.by_right = host->stored_active;
+    host->guest.lineage = sim->lineage_count++;
+    sim->lineages[host->guest.lineage % LINEAGES_MAX] = (struct lineage){0};
+    sim_trace(sim, "host%d: guest resumed from epoch %llu, counter %llu", index,
+              (unsigned long long)restorer->epoch, (unsigned long long)snapshot->counter);
+    if (!host->stored_active)
+        check_fail(sim, "host%d runs the guest before its right is on disk", index);
+}
+
+void check_world(struct sim *sim)
+{
+    const struct guest *a = &sim->hosts[0].guest, *b = &sim->hosts[1].guest;
+    if (a->state == GUEST_ALIVE && b->state == GUEST_ALIVE && a->by_right && b->by_right &&
+        a->generation == b->generation && !sim->forced)
+        check_fail(sim, "both hosts run the guest by generation %llu", (unsigned long long)a->generation);
+}
