@@ -22,7 +22,7 @@ static const struct {
     {"verify", command_verify, "compare the memory of both sides at checkpoints"},
     {"check", command_check, "can this running QEMU be protected?"},
     {"pki", command_pki, "make and check a CA and host certificates"},
-    {"bench", command_bench, "measure"},
+    {"bench", command_bench, "measure the engine on this machine"},
     {"fault-points", command_fault_points, "list the fault points that tests can arm"},
 };
 

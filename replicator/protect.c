@@ -415,8 +415,25 @@ static void committed(struct protect *protect, const struct role_action *action)
     protect_verify_committed(protect, status.session, status.generation, action->epoch);
 }
 
+void protect_start_round(struct protect *protect)
+{
+    struct role_status status;
+    /* The standby compares fingerprints with the very checkpoint they were taken at: no newer one meanwhile.
+     */
+    if (!protect->round_waits || protect_verify_awaited(protect))
+        return;
+    struct guest_job *job = reply_job(EVENT_ROUND, &protect->round, run_round);
+    primary_get_status(protect->machine, &status);
+    job->generation = status.generation;
+    job->capture = protect->round.capture;
+    job->verify = protect->copying ? NULL : protect_verify_slice(protect);
+    protect->round_waits = false;
+    worker_submit(protect->hub.worker, &job->job);
+}
+
 static void disconnect(struct protect *protect, const struct role_action *action)
 {
+    protect->round_waits = false;
     checkpoint_cancel(protect->checkpoint);
     links_disconnect(protect->hub.links, action->session);
     simple_job(protect, run_abandoned);
@@ -434,7 +451,6 @@ static void link_failed(struct protect *protect, const struct role_action *actio
 static void perform(struct protect *protect, const struct role_action *action)
 {
     struct hub *hub = &protect->hub;
-    struct role_status status;
     int r = 0;
     switch (action->type) {
     case ACTION_SEND:
@@ -453,15 +469,11 @@ static void perform(struct protect *protect, const struct role_action *action)
     case ACTION_BEGIN:
         begin(protect, action);
         break;
-    case ACTION_ROUND: {
-        struct guest_job *job = reply_job(EVENT_ROUND, action, run_round);
-        primary_get_status(protect->machine, &status);
-        job->generation = status.generation;
-        job->capture = action->capture;
-        job->verify = protect->copying ? NULL : protect_verify_slice(protect);
-        worker_submit(hub->worker, &job->job);
+    case ACTION_ROUND:
+        protect->round = *action;
+        protect->round_waits = true;
+        protect_start_round(protect);
         break;
-    }
     case ACTION_COMMITTED:
         committed(protect, action);
         break;
@@ -553,8 +565,6 @@ static void run_attach(struct job *base, void *daemon)
     struct attach_job *job = (struct attach_job *)base;
     struct protect *protect = daemon;
     job->code = qemu_attach(&protect->guest, protect->hub.config->self.qmp);
-    if (job->code == 0)
-        job->code = fault_point(FAULT_ATTACH);
     if (job->code == 0)
         worker_watch(protect->hub.worker, protect->guest);
     else

@@ -34,6 +34,8 @@ struct protect {
     bool begun;                   /* guest's thread */
     bool held;                    /* guest's thread: we stopped the guest (stall, yield) */
     atomic_uint_fast64_t session; /* whose rounds are being sent */
+    struct role_action round;     /* the latest ACTION_ROUND */
+    bool round_waits;             /* it has not been started */
     uint64_t heartbeats;
     uint64_t sessions;
 
@@ -48,12 +50,16 @@ struct protect {
     struct protect_verify verify;
 };
 
+/* protect.c: start the round that waits, if nothing keeps it. */
+void protect_start_round(struct protect *protect);
+
 /* protect_status.c */
 json_t *protect_status(struct protect *protect);
 void protect_progress(void *daemon, char *ret_line, size_t room);
 
 /* protect_verify.c */
 void protect_verify_request(struct protect *protect, uint64_t client, json_t *request);
+bool protect_verify_awaited(const struct protect *protect);
 /* The slice that the next capture should take, NULL for none. */
 struct checkpoint_verify *protect_verify_slice(struct protect *protect);
 /* The epoch with the slice was committed: send it. */

@@ -88,6 +88,11 @@ void protect_verify_request(struct protect *protect, uint64_t client, json_t *re
     }
 }
 
+bool protect_verify_awaited(const struct protect *protect)
+{
+    return protect->verify.client && protect->verify.awaited;
+}
+
 struct checkpoint_verify *protect_verify_slice(struct protect *protect)
 {
     struct protect_verify *verify = &protect->verify;
@@ -147,6 +152,7 @@ void protect_verify_answer(struct protect *protect, const struct wire_frame *fra
     }
     verify->first += answer.count;
     advance(protect);
+    protect_start_round(protect);
 }
 
 void protect_verify_broken(struct protect *protect, const char *why)
@@ -155,4 +161,5 @@ void protect_verify_broken(struct protect *protect, const char *why)
         return;
     control_refuse(protect->hub.control, protect->verify.client, "verify: %s", why);
     protect->verify.client = 0;
+    protect_start_round(protect);
 }

@@ -249,6 +249,14 @@ static int memory_load(struct vmm *vmm, const void *state, size_t bytes)
     return 0;
 }
 
+static int memory_halt(struct vmm *vmm)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    scope_lock(&guest->lock);
+    guest->alive = false;
+    return 0;
+}
+
 static int memory_run(struct vmm *vmm)
 {
     struct memory_guest *guest = guest_of(vmm);
@@ -272,6 +280,7 @@ static const struct vmm_ops memory_ops = {
     .read = memory_read,
     .event_fd = memory_event_fd,
     .event = memory_event,
+    .halt = memory_halt,
     .close = memory_close,
     .track = memory_track,
     .pause = memory_pause,

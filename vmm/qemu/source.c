@@ -255,6 +255,16 @@ static int source_resume(struct vmm *vmm)
     return r < 0 ? r : intruded(source);
 }
 
+/* Held with the stop declared somebody else's: neither resume() nor close() lets the guest run again. */
+static int source_halt(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    int r = source->phase == HELD ? 0 : source_pause(vmm);
+    if (r == 0)
+        source->our_stop = false;
+    return r;
+}
+
 static void source_close(struct vmm *vmm)
 {
     if (!vmm)
@@ -282,6 +292,7 @@ static const struct vmm_ops source_ops = {
     .read = source_read,
     .event_fd = source_event_fd,
     .event = source_event,
+    .halt = source_halt,
     .close = source_close,
     .track = source_track,
     .pause = source_pause,
