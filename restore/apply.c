@@ -98,6 +98,8 @@ static int apply_block(struct apply *apply)
     }
     if (r == 0)
         r = flush_zeros(apply);
+    if (r == 0)
+        r = batch_flush(&apply->batch);
     if (r < 0)
         return error_add(r, "block '%s'", apply->block->name);
     return 0;
@@ -116,8 +118,6 @@ static int apply_stage(struct restore *restore, uint64_t *ret_pages)
         apply.block_index = i;
         r = apply_block(&apply);
     }
-    if (r == 0)
-        r = batch_flush(&apply.batch);
     if (r == 0)
         r = fault_point(FAULT_APPLY_END);
     *ret_pages = apply.total;

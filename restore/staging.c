@@ -28,8 +28,9 @@
  * At the turn all writers are in. Their half-used chunks stay with the stage, and all its chunks go back to
  * the pool together when it was applied: nothing is freed page by page.
  *
- * Index entries are relaxed atomics: a lane's stores reach the owner's thread through the locks of
- * staging_leave() and of the accounting, which completes an epoch only when every frame has left.
+ * The exchange is acquire and release, so that the one who gets a slot writes to it after the one who filled
+ * it. Everything else that reads the index comes after the locks of staging_leave() and of the accounting,
+ * which completes an epoch only when every frame has left.
  */
 
 /* Below this many, recycled slots wait, since a chunk's consecutive ones can be decoded to directly. */
@@ -243,7 +244,7 @@ void staging_touch(struct staging_writer *writer, uint64_t position, uint64_t pa
 
 void staging_put(struct staging_writer *writer, uint64_t position, uint32_t entry)
 {
-    uint32_t old = atomic_exchange_explicit(&writer->stage->index[position], entry, memory_order_relaxed);
+    uint32_t old = atomic_exchange_explicit(&writer->stage->index[position], entry, memory_order_acq_rel);
     writer->slots += (entry >= STAGE_SLOT) - (old >= STAGE_SLOT);
     writer->pages += (entry != STAGE_ABSENT) - (old != STAGE_ABSENT);
     if (old >= STAGE_SLOT)
