@@ -22,12 +22,21 @@ fail() {
 exec 9>"$out/.lock"
 flock 9
 
+# What the metapackage stands for at present.
+kernel_package() {
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        sed -n 's/^ *Depends: *\(linux-image-[0-9].*cloud-amd64\)$/\1/p' | head -n 1
+}
+
 fetch_kernel() {
     [ -e "$out/vmlinuz" ] && [ -e "$out/modules/done" ] && return
     work=$(mktemp -d "$out/kernel.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
-        sed -n 's/^ *Depends: *\(linux-image-[0-9].*cloud-amd64\)$/\1/p' | head -n 1)
+    package=$(kernel_package)
+    if [ -z "$package" ] && [ "$(id -u)" -eq 0 ]; then # fresh systems come without package lists
+        apt-get -qq update || fail "apt-get update failed"
+        package=$(kernel_package)
+    fi
     [ -n "$package" ] || fail "apt knows no linux-image-cloud-amd64; run apt-get update"
     # _apt cannot enter a private directory, so apt downloads as the caller and would warn about it.
     (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package") ||
