@@ -22,11 +22,10 @@ build: dependencies $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
 
 check: dependencies
-	@tools/check.sh
+	@tools/check.py --build $(BUILD)
 
 demo: build
-	@tests/guest/build.sh $(BUILD)/tests/guest/image
-	@tools/demo.py --build $(BUILD)
+	@tools/demo.py --build $(BUILD) $(DEMO)
 
 install: build
 	@DESTDIR=$(DESTDIR) meson install -C $(BUILD) --no-rebuild
