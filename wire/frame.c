@@ -196,6 +196,9 @@ static int judge_header(const struct wire_reader *reader, const struct wire_head
         return refuse_field("session", from_le64(header->session), reader->session);
     if (from_le64(header->sequence) != reader->sequence)
         return refuse_field("sequence", from_le64(header->sequence), reader->sequence);
+    if (from_le64(header->generation) > WIRE_GENERATION_MAX)
+        return error_set(-EPROTO, "%s frame: generation is 0x%" PRIx64 ", expected 0x%llx at most",
+                         wire_type_name(header->type), from_le64(header->generation), WIRE_GENERATION_MAX);
     return 0;
 }
 

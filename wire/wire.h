@@ -25,13 +25,14 @@
  * a round is the round's sum, whatever lane each frame took. TLS protects against an attacker; the sums
  * protect against ourselves and bad memory.
  */
-#define WIRE_MAGIC         0x31545355u /* "UST1" */
-#define WIRE_VERSION       1
-#define WIRE_PAYLOAD_MAX   (512u * 1024)
-#define WIRE_LANES_MAX     64 /* data lanes */
-#define WIRE_PAGE_BYTES    4096u
-#define WIRE_STATE_MAX     (256u << 20) /* device state of one checkpoint */
-#define WIRE_DETECT_MS_MAX 3600000u     /* detect_ms is 1 to this */
+#define WIRE_MAGIC          0x31545355u /* "UST1" */
+#define WIRE_VERSION        1
+#define WIRE_PAYLOAD_MAX    (512u * 1024)
+#define WIRE_LANES_MAX      64 /* data lanes */
+#define WIRE_PAGE_BYTES     4096u
+#define WIRE_STATE_MAX      (256u << 20) /* device state of one checkpoint */
+#define WIRE_GENERATION_MAX (1ull << 62) /* whoever adopts a peer's can still raise and store it */
+#define WIRE_DETECT_MS_MAX  3600000u     /* detect_ms is 1 to this */
 
 enum wire_type {
     /* control lane; P: sent by the primary, S: by the standby */
@@ -60,9 +61,9 @@ struct wire_header {
     le16 flags;   /* none defined: 0 */
     le32 length;  /* of the payload, at most WIRE_PAYLOAD_MAX */
     le32 reserved;
-    le64 session;    /* chosen at random by the primary for each session */
+    le64 session;    /* chosen at random by the primary for each session, never 0 */
     le64 sequence;   /* of this lane and direction */
-    le64 generation; /* of the sender */
+    le64 generation; /* of the sender, at most WIRE_GENERATION_MAX */
     le64 epoch;      /* the epoch the frame belongs to; 0 where it belongs to none */
     le64 payload_sum;
     le64 header_sum;

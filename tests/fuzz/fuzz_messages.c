@@ -85,9 +85,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 size_t fuzz_seed(unsigned index, uint8_t *to)
 {
     /* The largest forms only where they are short: mutations of a few bytes should hit fields. */
-    if (index >= SAMPLE_TYPES * 2)
+    if (index < SAMPLE_TYPES * 2) {
+        to[0] = (uint8_t)(index % SAMPLE_TYPES);
+        to[1] = (uint8_t)(index % 8);
+        return 2 + sample_payload(sample_types[index % SAMPLE_TYPES], index / SAMPLE_TYPES, to + 2);
+    }
+    if (index > SAMPLE_TYPES * 2)
         return 0;
-    to[0] = (uint8_t)(index % SAMPLE_TYPES);
-    to[1] = (uint8_t)(index % 8);
-    return 2 + sample_payload(sample_types[index % SAMPLE_TYPES], index / SAMPLE_TYPES, to + 2);
+    /* The most blocks, with the longest names, but little text. */
+    struct wire_describe head;
+    const uint32_t text_bytes = 16;
+    to[0] = (uint8_t)((const uint8_t *)memchr(sample_types, WIRE_DESCRIBE, SAMPLE_TYPES) - sample_types);
+    to[1] = 0;
+    size_t length = sample_payload(WIRE_DESCRIBE, 2, to + 2);
+    memcpy(&head, to + 2, sizeof head);
+    length -= from_le32(head.text_bytes) - text_bytes;
+    head.text_bytes = to_le32(text_bytes);
+    memcpy(to + 2, &head, sizeof head);
+    return 2 + length;
 }

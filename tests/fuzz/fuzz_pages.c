@@ -47,14 +47,15 @@ static bool rules_hold(const uint8_t *payload, size_t length)
     return pages == from_le32(head.page_count) && end == length;
 }
 
-static size_t build_table(struct fuzz_input *input, bool ascend, uint8_t *to)
+/* Returns the payload's length, and the payload as one heap block. */
+static size_t build_table(struct fuzz_input *input, bool ascend, uint8_t **ret_payload)
 {
     struct message_run runs[256];
     unsigned count = 0;
     uint64_t next = 0;
-    size_t bodies = 0, room = WIRE_PAYLOAD_MAX - sizeof(struct wire_pages) - sizeof runs / 2;
+    size_t bodies = 0, room = WIRE_PAYLOAD_MAX - sizeof(struct wire_pages) - 256 * sizeof(struct wire_run);
     uint32_t block = (uint32_t)fuzz_take(input, 1), round = (uint32_t)fuzz_take(input, 1);
-    while (count < 256 && input->left) {
+    while (count < array_length(runs) && input->left) {
         struct message_run *run = &runs[count];
         uint64_t first = fuzz_take(input, 8);
         run->pages = (uint32_t)fuzz_take(input, 2);
@@ -71,9 +72,10 @@ static size_t build_table(struct fuzz_input *input, bool ascend, uint8_t *to)
     }
     if (count == 0)
         return 0;
-    size_t body = message_pages_build(block, round, runs, count, to);
-    memset(to + body, 0x77, bodies);
-    return body + bodies;
+    size_t length = sizeof(struct wire_pages) + count * sizeof(struct wire_run) + bodies;
+    *ret_payload = calloc(1, length);
+    message_pages_build(block, round, runs, count, *ret_payload);
+    return length;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -82,8 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     unsigned flags = (unsigned)fuzz_take(&input, 1);
     uint8_t *built cleanup_free = NULL;
     if (flags & F_TABLE) {
-        built = malloc(WIRE_PAYLOAD_MAX);
-        input.left = build_table(&input, flags & F_ASCEND, built);
+        input.left = build_table(&input, flags & F_ASCEND, &built);
         input.bytes = built;
     }
     if (input.left > WIRE_PAYLOAD_MAX)
@@ -126,7 +127,7 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
         /* first (8), pages (2), encoding, body (3) */
         {1, 0, 0, 0, 0, 0, 0, 0, 3, 0, WIRE_RUN_ZERO, 0, 0, 0},
         {9, 0, 0, 0, 0, 0, 0, 0, 2, 0, WIRE_RUN_RAW, 0, 0x20, 0},
-        {20, 0, 0, 0, 0, 0, 0, 0, 64, 0, WIRE_RUN_LZ4, 0x10, 0, 0},
+        {11, 0, 0, 0, 0, 0, 0, 0, 64, 0, WIRE_RUN_LZ4, 0x10, 0, 0}, /* right after the last */
         {0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 2, 0, WIRE_RUN_LZ4, 1, 0, 0},
     };
     to[0] = F_TABLE | (index % 2 ? F_ASCEND : 0);

@@ -27,7 +27,7 @@ static size_t sample_describe(unsigned variant, uint8_t *to)
         if (i < array_length(names))
             snprintf(describe.blocks[i].name, WIRE_BLOCK_NAME, "%s", names[i]);
         else
-            snprintf(describe.blocks[i].name, WIRE_BLOCK_NAME, "0000:00:%02x.0/%0220u", i, i);
+            snprintf(describe.blocks[i].name, WIRE_BLOCK_NAME, "0000:00:%02x.0/%0240u", i, i);
         describe.blocks[i].bytes = i == 0 && variant == 2 ? WIRE_BLOCK_BYTES_MAX : (i + 1) * 65536ull;
     }
     char *large cleanup_free = NULL;

@@ -167,6 +167,7 @@ static void fields_out_of_bounds(void **state)
     REFUSED(-EPROTO, type, 255, "type is 255");
     REFUSED(-EPROTO, session, to_le64(0), "session is 0");
     REFUSED(-EPROTO, sequence, to_le64(1), "sequence", "0x1", "0x0");
+    REFUSED(-EPROTO, generation, to_le64((1ull << 62) + 1), "generation", "0x4000000000000001");
     REFUSED(-EMSGSIZE, length, to_le32(15), "HEARTBEAT", "15", "16");
     REFUSED(-EMSGSIZE, length, to_le32(17), "HEARTBEAT", "17", "16");
     REFUSED(-EMSGSIZE, length, to_le32(UINT32_MAX), "4294967295");
