@@ -248,8 +248,9 @@ static int source_resume(struct vmm *vmm)
         size_t bytes;
         checked(source, state_end(source->saver, COMMAND_MS, &state, &bytes));
     }
-    int r = 0;
-    if (source->our_stop)
+    /* A RESUME that is on its way already is not the one that our "cont" will cause. */
+    int r = checked(source, qmp_drain(source->qmp));
+    if (r == 0 && source->our_stop)
         r = let_run(source);
     source->phase = CALM;
     return r < 0 ? r : intruded(source);

@@ -74,19 +74,27 @@ static void await_monitor(const struct vm *vm, const char *path)
     while ((r = qmp_open(&qmp, path, 5000)) < 0 && clock_now_ns() < deadline &&
            waitpid(vm->pid, NULL, WNOHANG) == 0)
         usleep(5000);
-    if (r < 0)
-        fail_msg("QEMU did not start: %s (%s)", error_text(), vm->log);
+    if (r < 0) {
+        FILE *log cleanup_fclose = fopen(vm->log, "re");
+        char line[512];
+        while (log && fgets(line, sizeof line, log))
+            print_error("%s", line);
+        fail_msg("QEMU did not start: %s", error_text());
+    }
     qmp_close(qmp);
 }
 
-void vm_start(struct vm *vm, const char *arguments, const char *parameters)
+void vm_start(struct vm *vm, bool unprivileged, const char *arguments, const char *parameters)
 {
+    static const char nobody[] = "setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs ";
+    static const char sandbox[] =
+        " -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     char text[4096], *argv[128];
-    int length =
-        snprintf(text, sizeof text,
-                 "qemu-system-x86_64 -no-user-config -display none -qmp unix:%s,server=on,wait=off -qmp "
-                 "unix:%s,server=on,wait=off -serial file:%s %s",
-                 vm->qmp, vm->second, vm->serial, arguments);
+    int length = snprintf(
+        text, sizeof text,
+        "%sqemu-system-x86_64 -no-user-config -display none -qmp unix:%s,server=on,wait=off "
+        "-qmp unix:%s,server=on,wait=off -serial file:%s %s%s",
+        unprivileged ? nobody : "", vm->qmp, vm->second, vm->serial, arguments, unprivileged ? sandbox : "");
     assert_true(length > 0 && (size_t)length < sizeof text);
     unsigned argc = 0;
     char *save = NULL;
@@ -103,6 +111,10 @@ void vm_start(struct vm *vm, const char *arguments, const char *parameters)
         argc += 6;
     }
     argv[argc] = NULL;
+    if (unprivileged) {
+        assert_int_equal(chown(vm->directory, 65534, 65534), 0);
+        assert_true(access(vm->disk, F_OK) != 0 || chown(vm->disk, 65534, 65534) == 0);
+    }
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);

@@ -27,8 +27,9 @@ void vm_init(struct vm *vm);
 void vm_make_disk(struct vm *vm, const char *bytes);
 
 /* Start QEMU with these arguments (separated by blanks, none has a blank inside) and, unless NULL, the test
- * guest with these kernel parameters. Waits for the monitor. */
-void vm_start(struct vm *vm, const char *arguments, const char *parameters);
+ * guest with these kernel parameters. Waits for the monitor. With `unprivileged`, as nobody and with QEMU's
+ * sandbox on. */
+void vm_start(struct vm *vm, bool unprivileged, const char *arguments, const char *parameters);
 void vm_free(struct vm *vm);
 
 /* Wait until the guest prints a line that begins with `word` after its first `from` bytes of output. */
