@@ -17,7 +17,6 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 from understudy_test import Run, has_hardware_virtualisation, wait_for  # noqa: E402
 
 MEMORY = 256
-LOAD = "us.mem=96M us.rate=5000 us.hot=1500 us.mode=mixed us.check=20000"
 
 
 class Screen:
@@ -119,11 +118,18 @@ def accelerator():
     return "kvm" if has_hardware_virtualisation() else "tcg"
 
 
+def load(dirty, interval_ms):
+    """A guest that writes about `dirty` different pages in each interval, and checks all it has written."""
+    rate = dirty * 2000 / interval_ms  # twice around, so that few of the hot pages are left out
+    return f"us.mem=96M us.hot={dirty} us.rate={rate:.0f} us.mode=mixed us.check=5000"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", default="build")
     parser.add_argument("--seconds", type=float, default=10, help="how long to protect before the kill")
-    parser.add_argument("--interval", default="50ms")
+    parser.add_argument("--interval", type=int, default=50, metavar="MS", help="time between checkpoints")
+    parser.add_argument("--dirty", type=int, default=300, metavar="PAGES", help="pages the guest writes in an interval")
     options = parser.parse_args()
     build = os.path.abspath(options.build)
     screen = Screen()
@@ -132,7 +138,8 @@ def main():
     run = Run("demo", build, directory, seed=0)
     done = False
     try:
-        pair = run.pair(memory=MEMORY, load=LOAD, takeover="auto", detect="250ms", interval=options.interval)
+        pair = run.pair(memory=MEMORY, load=load(options.dirty, options.interval), takeover="auto", detect="250ms",
+                        interval=f"{options.interval}ms")
         watcher = protect(pair, screen, options.seconds)
         equal = verify(run, pair, screen)
         time.sleep(1)
@@ -164,7 +171,8 @@ def main():
         with open(os.path.join(build, "demo.json"), "w") as file:
             json.dump(result, file, indent=2)
             file.write("\n")
-        screen.say(f"{result['epochs']} checkpoints; pause p50 {result['pause_ms']['p50']:.2f} ms, p99 "
+        screen.say(f"{result['epochs']} checkpoints, {before['checkpoints_per_s']:.1f} a second; "
+                   f"{result['dirty_pages']['p50']:.0f} dirty pages; pause p50 {result['pause_ms']['p50']:.2f} ms, p99 "
                    f"{result['pause_ms']['p99']:.2f} ms; {result['wire_bytes'] / 2**20:.1f} MiB on the wire")
         screen.say(f"memory {'verified: every page is right' if result['memory_verified'] else 'DIFFERS'}; figures in "
                    f"{os.path.join(options.build, 'demo.json')}")
