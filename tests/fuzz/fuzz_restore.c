@@ -46,14 +46,14 @@ struct bench {
     struct restore *restore;
     unsigned options;
     struct fuzz_input *input;
-    uint64_t frames;     /* sent: makes header sums distinct */
-    uint64_t next_epoch; /* of an epoch that is begun in order */
-    uint64_t state_sent; /* bytes of the present epoch's state, in order */
-    bool pending;        /* committed, not applied */
-    bool memory_known;   /* the guest's memory must be `memory` */
-    struct model_memory memory;
+    uint64_t frames;             /* sent: makes header sums distinct */
+    uint64_t next_epoch;         /* of an epoch that is begun in order */
+    uint64_t state_sent;         /* bytes of the present epoch's state, in order */
+    bool pending;                /* committed, not applied */
+    bool memory_known;           /* the guest's memory must be `memory` */
     struct model_verdict called; /* what round_complete() said during the present call */
-    struct model model, before;
+    struct model_memory memory;  /* this and what follows is large, and means nothing until it is set */
+    struct model model;
 };
 
 static void round_complete(void *ctx, uint64_t epoch, uint32_t round, bool commit, int code, const char *text)
@@ -99,7 +99,7 @@ static void apply(struct bench *bench)
 /* After each call: was the verdict as foretold? A complete checkpoint is committed, unless `abandon`. */
 static void settle(struct bench *bench, bool accepted, int r, bool abandon)
 {
-    const struct model_verdict *foretold = &bench->model.verdict;
+    const struct model_verdict *foretold = &bench->model.account.verdict;
     fuzz_require(accepted == (r == 0));
     fuzz_require(bench->called.given == foretold->given);
     if (!foretold->given)
@@ -124,7 +124,7 @@ static void send(struct bench *bench, struct wire_frame *frame, bool abandon)
 {
     frame->header_sum = ++bench->frames * 0x9e3779b97f4a7c15u;
     bool pages = frame->type == WIRE_PAGES;
-    bench->before = bench->model;
+    struct model_account before = bench->model.account;
     bool accepted = pages ? model_pages_frame(&bench->model, frame) : model_state_frame(&bench->model, frame);
     /* Behind the payload stands nothing that may be read. */
     uint8_t *exact cleanup_free = malloc(frame->length ? frame->length : 1);
@@ -135,19 +135,20 @@ static void send(struct bench *bench, struct wire_frame *frame, bool abandon)
     /* The model has room for everything; the bound on staging bounds a state, too. */
     if (accepted && r == -ENOSPC &&
         (bench->options & O_SMALL || (!pages && bench->model.arriving.total > STAGING_LARGE))) {
-        model_no_room(&bench->model, &bench->before);
+        model_no_room(&bench->model, frame, &before);
         accepted = false;
     }
     settle(bench, accepted, r, abandon);
 }
 
-static uint64_t present_epoch(const struct bench *bench)
-{
-    return bench->model.epoch ? bench->model.epoch : bench->next_epoch;
-}
-
 /* How an operation goes wrong; most of the 16 values mean that it does not. */
-enum wrong { W_EPOCH = 9, W_ROUND, W_BODY, W_FRAMES_MORE, W_FRAMES_LESS, W_SUMS, W_STATE };
+enum wrong { W_EPOCH = 8, W_EPOCH_OLD, W_ROUND, W_BODY, W_FRAMES_MORE, W_FRAMES_LESS, W_SUMS, W_STATE };
+
+static uint64_t epoch_of(const struct bench *bench, unsigned wrong)
+{
+    uint64_t epoch = bench->model.account.epoch ? bench->model.account.epoch : bench->next_epoch;
+    return epoch + (wrong == W_EPOCH) - (wrong == W_EPOCH_OLD);
+}
 
 /* Build a PAGES payload of up to four runs; returns its length. */
 static size_t build_pages(struct bench *bench, unsigned wrong, uint8_t *to)
@@ -178,7 +179,8 @@ static size_t build_pages(struct bench *bench, unsigned wrong, uint8_t *to)
         at += run->body_bytes;
         next = run->first + run->pages;
     }
-    size_t table = message_pages_build(block, bench->model.round + (wrong == W_ROUND), runs, count, to);
+    size_t table =
+        message_pages_build(block, bench->model.account.round + (wrong == W_ROUND), runs, count, to);
     memcpy(to + table, bodies, (size_t)(at - bodies));
     return table + (size_t)(at - bodies);
 }
@@ -186,7 +188,7 @@ static size_t build_pages(struct bench *bench, unsigned wrong, uint8_t *to)
 static struct wire_frame pages_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
 {
     struct wire_frame frame = sample_frame(WIRE_PAGES, payload, build_pages(bench, wrong, payload));
-    frame.epoch = present_epoch(bench) + (wrong == W_EPOCH);
+    frame.epoch = epoch_of(bench, wrong);
     return frame;
 }
 
@@ -203,7 +205,7 @@ static void state_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
     size_t head = message_state_build(offset, total, payload);
     memset(payload + head, (int)(bench->frames % 255), length);
     struct wire_frame frame = sample_frame(WIRE_STATE, payload, head + length);
-    frame.epoch = present_epoch(bench) + (wrong == W_EPOCH);
+    frame.epoch = epoch_of(bench, wrong);
     uint64_t came = bench->model.arriving.total ? bench->model.arriving.came : 0;
     send(bench, &frame, false);
     if (bench->model.arriving.total && bench->model.arriving.came > came)
@@ -214,8 +216,9 @@ static void announce(struct bench *bench, bool is_commit, unsigned wrong, struct
 {
     const struct model_state *state = &bench->model.arriving;
     uint64_t total = state->total < MODEL_STATE_BYTES ? state->total : 0;
-    struct message_commit commit = {
-        .round = bench->model.round, .state_bytes = total, .state_sum = wire_sum(state->bytes, total)};
+    struct message_commit commit = {.round = bench->model.account.round,
+                                    .state_bytes = total,
+                                    .state_sum = wire_sum(state->bytes, total)};
     unsigned how = wrong >= W_FRAMES_MORE ? (unsigned)fuzz_take(bench->input, 1) : 0;
     switch (wrong) {
     case W_FRAMES_MORE:
@@ -234,8 +237,8 @@ static void announce(struct bench *bench, bool is_commit, unsigned wrong, struct
         break;
     }
     commit.totals = totals;
-    uint64_t epoch = present_epoch(bench) + (wrong == W_EPOCH);
-    uint32_t round = bench->model.round + (wrong == W_ROUND);
+    uint64_t epoch = epoch_of(bench, wrong);
+    uint32_t round = bench->model.account.round + (wrong == W_ROUND);
     const struct message_commit *announced = is_commit ? &commit : NULL;
     bool accepted = model_expect(&bench->model, epoch, round, &totals, announced);
     int r = restore_expect(bench->restore, epoch, round, &totals, announced);
@@ -245,7 +248,7 @@ static void announce(struct bench *bench, bool is_commit, unsigned wrong, struct
 static void announced_before(struct bench *bench, unsigned wrong, uint8_t *payload)
 {
     struct wire_frame frame = pages_frame(bench, wrong < W_FRAMES_MORE ? wrong : 0, payload);
-    struct message_totals totals = bench->model.seen;
+    struct message_totals totals = bench->model.account.seen;
     struct wire_pages head;
     memcpy(&head, payload, sizeof head);
     totals.frames++;
@@ -261,9 +264,9 @@ static void session(struct bench *bench)
     static const uint32_t map[MODEL_BLOCKS] = {1, 0};
     fuzz_require(restore_session(bench->restore, map, MODEL_BLOCKS) == 0);
     applied(bench);
-    struct model_memory *memory cleanup_free = malloc(sizeof *memory);
-    read_guest(bench, memory);
-    model_session(&bench->model, memory);
+    static struct model_memory memory;
+    read_guest(bench, &memory);
+    model_session(&bench->model, &memory);
     bench->state_sent = 0;
 }
 
@@ -328,7 +331,7 @@ static bool operate(struct bench *bench, uint8_t *payload)
         break;
     case OP_ROUND:
     case OP_COMMIT:
-        announce(bench, code % 16 % OP_COUNT == OP_COMMIT, wrong, bench->model.seen);
+        announce(bench, code % 16 % OP_COUNT == OP_COMMIT, wrong, bench->model.account.seen);
         break;
     case OP_ANNOUNCED:
         announced_before(bench, wrong, payload);
@@ -340,7 +343,7 @@ static bool operate(struct bench *bench, uint8_t *payload)
         bench->input->bytes += length;
         bench->input->left -= length;
         frame = sample_frame(wrong % 2 ? WIRE_STATE : WIRE_PAGES, payload, length);
-        frame.epoch = present_epoch(bench);
+        frame.epoch = epoch_of(bench, 0);
         send(bench, &frame, false);
         break;
     }
@@ -369,8 +372,13 @@ static bool operate(struct bench *bench, uint8_t *payload)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct fuzz_input input = {data, size};
-    struct bench *bench cleanup_free = calloc(1, sizeof *bench);
-    uint8_t *payload cleanup_free = malloc(WIRE_PAYLOAD_MAX);
+    /* Large, and so not anew for each run: page faults would take most of the time. */
+    static struct bench the_bench;
+    static uint8_t payload[WIRE_PAYLOAD_MAX];
+    struct bench *bench = &the_bench;
+    memset(bench, 0, offsetof(struct bench, memory));
+    bench->model.account = (struct model_account){0};
+    bench->model.has_commit = false;
     bench->input = &input;
     bench->options = (unsigned)fuzz_take(&input, 1) % 8;
     bench->next_epoch = 1;
@@ -442,6 +450,9 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
         0,
         OP_SESSION,
     };
+    static const uint8_t sealed[] = {OP_STATE, 255, OP_STATE, 45, OP_COMMIT | W_BODY << 4,
+                                     OP_PAGES, 0,   0x10,     2};
+    static const uint8_t old[] = {OP_PAGES | W_EPOCH_OLD << 4, 0, 0x10, 2, OP_STATE | W_EPOCH << 4, 9};
     static const uint8_t end[] = {OP_VERIFY, 1, 0, 5, OP_TAKEOVER};
     uint8_t *at = to;
     if (index >= 12)
@@ -455,6 +466,10 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
     at = mempcpy(at, second_epoch, sizeof second_epoch);
     if (index >= 6)
         at = mempcpy(at, announced, sizeof announced);
+    if (index % 4 == 1)
+        at = mempcpy(at, old, sizeof old);
+    if (index % 4 == 2)
+        at = mempcpy(at, sealed, sizeof sealed);
     at = mempcpy(at, end, sizeof end);
     return (size_t)(at - to);
 }

@@ -11,57 +11,59 @@ uint8_t *model_page(struct model_memory *memory, uint32_t block, uint64_t page)
 
 static void next_round(struct model *model, uint32_t round)
 {
-    model->round = round;
-    model->entered = 0;
-    model->seen = (struct message_totals){0};
-    model->expecting = false;
+    model->account.round = round;
+    model->account.entered = 0;
+    model->account.seen = (struct message_totals){0};
+    model->account.expecting = false;
 }
 
 static bool admit(struct model *model, uint64_t epoch)
 {
-    if (!model->open || model->sealed)
+    if (!model->account.open || model->account.sealed)
         return false;
-    if (model->epoch ? epoch != model->epoch : epoch <= model->committed_epoch)
+    if (model->account.epoch ? epoch != model->account.epoch : epoch <= model->account.committed_epoch)
         return false;
     return true;
 }
 
 static bool enter(struct model *model, uint64_t epoch, const uint32_t *round)
 {
-    if (!admit(model, epoch) || (round && *round != model->round))
+    if (!admit(model, epoch) || (round && *round != model->account.round))
         return false;
-    model->epoch = epoch;
-    if (model->expecting && model->entered >= model->expected.frames)
+    model->account.epoch = epoch;
+    if (model->account.expecting && model->account.entered >= model->account.expected.frames)
         return false;
-    model->entered++;
+    model->account.entered++;
     return true;
 }
 
 static bool state_whole(const struct model *model)
 {
     const struct model_state *state = &model->arriving;
-    return state->total && state->total == model->commit.state_bytes && state->came == state->total &&
-           wire_sum(state->bytes, state->total) == model->commit.state_sum;
+    return state->total && state->total == model->account.commit.state_bytes && state->came == state->total &&
+           wire_sum(state->bytes, state->total) == model->account.commit.state_sum;
 }
 
 static void judge(struct model *model)
 {
-    if (!model->open || !model->expecting || model->seen.frames != model->expected.frames)
+    if (!model->account.open || !model->account.expecting ||
+        model->account.seen.frames != model->account.expected.frames)
         return;
-    bool good = memcmp(&model->seen, &model->expected, sizeof model->seen) == 0;
-    good = good && (model->capture ? state_whole(model) : model->arriving.total == 0);
-    model->verdict = (struct model_verdict){true, good, model->capture, model->epoch, model->round};
-    model->open = good;
-    model->sealed = good && model->capture;
-    next_round(model, model->round + 1);
+    bool good = memcmp(&model->account.seen, &model->account.expected, sizeof model->account.seen) == 0;
+    good = good && (model->account.capture ? state_whole(model) : model->arriving.total == 0);
+    model->account.verdict = (struct model_verdict){true, good, model->account.capture, model->account.epoch,
+                                                    model->account.round};
+    model->account.open = good;
+    model->account.sealed = good && model->account.capture;
+    next_round(model, model->account.round + 1);
 }
 
 static void leave(struct model *model, const struct wire_frame *frame, uint64_t pages)
 {
-    model->seen.frames++;
-    model->seen.pages += pages;
-    model->seen.bytes += frame->length;
-    model->seen.sum += frame->header_sum;
+    model->account.seen.frames++;
+    model->account.seen.pages += pages;
+    model->account.seen.bytes += frame->length;
+    model->account.seen.sum += frame->header_sum;
     judge(model);
 }
 
@@ -90,7 +92,7 @@ bool model_pages_frame(struct model *model, const struct wire_frame *frame)
 {
     struct message_pages pages;
     struct message_run run;
-    model->verdict.given = false;
+    model->account.verdict.given = false;
     if (message_pages_parse(frame, &pages) < 0 || !enter(model, frame->epoch, &pages.round))
         return false;
     if (pages.block >= MODEL_BLOCKS)
@@ -106,7 +108,7 @@ bool model_state_frame(struct model *model, const struct wire_frame *frame)
 {
     struct message_state piece;
     struct model_state *state = &model->arriving;
-    model->verdict.given = false;
+    model->account.verdict.given = false;
     if (message_state_parse(frame, &piece) < 0 || !enter(model, frame->epoch, NULL))
         return false;
     if (state->total == 0) {
@@ -130,35 +132,38 @@ bool model_state_frame(struct model *model, const struct wire_frame *frame)
 bool model_expect(struct model *model, uint64_t epoch, uint32_t round, const struct message_totals *totals,
                   const struct message_commit *commit)
 {
-    model->verdict.given = false;
-    if (!admit(model, epoch) || round != model->round)
+    model->account.verdict.given = false;
+    if (!admit(model, epoch) || round != model->account.round)
         return false;
-    model->epoch = epoch;
-    if (model->expecting || model->entered > totals->frames)
+    model->account.epoch = epoch;
+    if (model->account.expecting || model->account.entered > totals->frames)
         return false;
-    model->expecting = true;
-    model->expected = *totals;
-    model->capture = commit != NULL;
+    model->account.expecting = true;
+    model->account.expected = *totals;
+    model->account.capture = commit != NULL;
     if (commit)
-        model->commit = *commit;
+        model->account.commit = *commit;
     judge(model);
     return true;
 }
 
-void model_no_room(struct model *model, const struct model *before)
+void model_no_room(struct model *model, const struct wire_frame *frame, const struct model_account *before)
 {
-    uint64_t epoch = model->epoch;
-    *model = *before;
-    model->epoch = epoch ? epoch : before->epoch;
-    model->entered++;
-    model->verdict.given = false;
+    uint64_t epoch = before->epoch ? before->epoch : frame->epoch;
+    model->account = *before;
+    model->account.epoch = epoch;
+    model->account.entered++;
+    model->account.verdict.given = false;
+    /* A state finds no room with its first piece, or never. */
+    if (frame->type == WIRE_STATE)
+        model->arriving.total = 0;
 }
 
 void model_session(struct model *model, const struct model_memory *memory)
 {
-    model->open = true;
-    model->sealed = false;
-    model->epoch = model->committed_epoch = 0;
+    model->account.open = true;
+    model->account.sealed = false;
+    model->account.epoch = model->account.committed_epoch = 0;
     model->arriving.total = 0;
     model->working = model->has_commit ? model->committed : *memory;
     next_round(model, 0);
@@ -166,7 +171,7 @@ void model_session(struct model *model, const struct model_memory *memory)
 
 void model_abort(struct model *model)
 {
-    model->open = false;
+    model->account.open = false;
 }
 
 void model_commit(struct model *model)
@@ -175,8 +180,8 @@ void model_commit(struct model *model)
     model->committed = model->working;
     model->committed_state = model->arriving;
     model->arriving.total = 0;
-    model->sealed = false;
-    model->committed_epoch = model->epoch;
-    model->epoch = 0;
+    model->account.sealed = false;
+    model->account.committed_epoch = model->account.epoch;
+    model->account.epoch = 0;
     next_round(model, 0);
 }

@@ -34,8 +34,7 @@ struct model_verdict {
     uint32_t round;
 };
 
-struct model {
-    /* the session */
+struct model_account {
     bool open, sealed;
     uint64_t epoch, committed_epoch; /* 0: none yet in this session */
     uint32_t round;
@@ -43,6 +42,12 @@ struct model {
     struct message_totals seen, expected;
     bool expecting, capture;
     struct message_commit commit;
+    struct model_verdict verdict; /* given by the latest call */
+};
+
+struct model {
+    /* the session */
+    struct model_account account;
     struct model_memory working;
     struct model_state arriving;
 
@@ -50,8 +55,6 @@ struct model {
     bool has_commit;
     struct model_memory committed;
     struct model_state committed_state;
-
-    struct model_verdict verdict; /* given by the latest call */
 };
 
 /* Is the frame, or the announcement (`commit` NULL: ROUND), to be accepted? Takes it in if so. */
@@ -60,9 +63,9 @@ bool model_state_frame(struct model *model, const struct wire_frame *frame);
 bool model_expect(struct model *model, uint64_t epoch, uint32_t round, const struct message_totals *totals,
                   const struct message_commit *commit);
 
-/* The frame was accepted here and refused there for want of room, which the model has without end: it never
- * counts. To be called instead of believing model_pages_frame(); `before` is the model before that call. */
-void model_no_room(struct model *model, const struct model *before);
+/* The frame was accepted here and refused there for want of room, which the model has without end: it has
+ * entered and never counts, so the round can never be complete. `before`: the account before that frame. */
+void model_no_room(struct model *model, const struct wire_frame *frame, const struct model_account *before);
 
 /* `memory`: the guest's present one, for a session without a commit. */
 void model_session(struct model *model, const struct model_memory *memory);
