@@ -19,20 +19,33 @@
  *
  * What must hold, at every step:
  *
- * 1  Never do two hosts run the guest by right of the same generation. (Two may run it by different ones: the
- *    older cannot know yet. When it is told, by a frame or by the arbiter, it has stopped when the step
- * ends.) 2  A guest is resumed only from an epoch that was verified whole and committed, with every page and
- * the counter exactly as they were when that epoch was captured. 3  Output that was released by an
- * acknowledgement is never lost: what is resumed is at least as new, and after a takeover the old primary
- * releases nothing newer than what was resumed. This holds whatever and how much fails. 4  With an arbiter:
- * output that a primary released while alone is not lost by an automatic takeover, and a primary does not go
- * alone after a takeover. 5  A guest is held only where the policy is to stall, or the arbiter cannot be
- * reached. 6  An epoch is committed only over one that is applied; a broken guest is never used again. 7  An
- * orderly end, and the standby's own sleep, are no reason to take over. 8  Machines never spin, and once
- * faults are over the guest runs protected within LIMIT. 9  One failure never loses the guest.
+ * - Rights: never do two hosts run the guest by right of the same generation. (Two may run it by different
+ *   ones: the older cannot know yet. When it is told, by a frame or by the arbiter, it has stopped when the
+ *   step ends.)
  *
- * Exempt from 1, 4 and the second half of 3 is what an operator forces past the arbiter (or, where there is
- * none, past a stall); exempt from 4 what he takes over by hand.
+ * - Wholeness: a guest is resumed only from an epoch that was verified whole and committed, with every page
+ *   and the counter exactly as they were when that epoch was captured. An epoch is committed only over one
+ *   that is applied; a broken guest is never used again.
+ *
+ * - Output commit: output that was released by an acknowledgement is never lost. What is resumed is at least
+ *   as new, and after a takeover the old primary releases nothing newer than what was resumed. This holds
+ *   whatever and however much fails.
+ *
+ * - Going alone, with an arbiter: output that a primary released while alone is not lost by an automatic
+ *   takeover, and a primary does not go alone after a takeover.
+ *
+ * - Holding: a guest is held only where the policy is to stall, or the arbiter cannot be reached, and never
+ * let go after it was resumed elsewhere. Where the policy is to stall, a primary that knows of the loss of
+ * its standby has stopped when that takes over.
+ *
+ * - Causes: a standby takes over by itself only by policy, after a silence of `detect`, or when the primary
+ *   itself said that its guest is dead; never after an orderly end, nor because it slept itself.
+ *
+ * - Life: machines never spin; once faults are over the guest runs protected within LIMIT_NS; one failure
+ * never loses the guest.
+ *
+ * Exempt from rights, going alone and the second half of output commit is what an operator forces past the
+ * arbiter, or past a stall where there is none; exempt from going alone what he takes over by hand.
  */
 
 #define LIMIT_NS (30000 * MS)
@@ -151,7 +164,7 @@ static void handle(struct sim *sim, const struct sim_event *event)
         fault_strike(sim, (unsigned)event->a);
         return;
     case SIM_REPAIR:
-        fault_repair(sim, event->host, event->a, event->b);
+        fault_repair(sim, event->host, event->a);
         return;
     case SIM_OPERATOR:
         operator_acts(sim);

@@ -27,7 +27,7 @@ enum sim_kind {
     SIM_JOB,     /* the guest thread finished its job */
     SIM_PUMP,    /* a: session, b: channel */
     SIM_FAULT,   /* a: index */
-    SIM_REPAIR,  /* a: what, see faults.c */
+    SIM_REPAIR,  /* a: what, see sim_fault.c */
     SIM_ARBITER, /* a: from, b: to */
     SIM_OPERATOR,
 };
@@ -160,7 +160,7 @@ struct tracker {
 struct restorer {
     bool committed, applied, broken;
     uint8_t history[16];
-    uint64_t epoch, counter;
+    uint64_t epoch, counter, committed_ns;
     uint32_t lineage;
     uint32_t apply_mask; /* committed, not yet in memory */
     uint64_t apply_pages[PAGES];
@@ -202,7 +202,9 @@ struct host {
     bool operator_takeover; /* the takeover under way is the operator's wish */
     int crash_after;        /* actions until the engine dies in the middle of them; 0: it does not */
     unsigned unreachable;   /* answers of the arbiter that did not come, since the last one that did */
-    uint64_t yielded_ns;
+    uint64_t heard_ns;      /* latest frame that reached the engine */
+    bool told_of_death;     /* and one said that the guest failed */
+    uint32_t held_by;       /* life of the engine that held the guest */
 };
 
 struct sim {
@@ -288,7 +290,7 @@ void restorer_commit(struct sim *sim, int index, uint64_t epoch);
 /* sim_fault.c */
 void fault_plan(struct sim *sim);
 void fault_strike(struct sim *sim, unsigned index);
-void fault_repair(struct sim *sim, int host, uint64_t what, uint64_t until);
+void fault_repair(struct sim *sim, int host, uint64_t what);
 void operator_acts(struct sim *sim);
 /* Everything is as it should be: a guest runs, protected. */
 bool world_is_well(const struct sim *sim);
@@ -301,6 +303,8 @@ void check_alone(struct sim *sim, int index);
 void check_closed(struct sim *sim, int index);
 void check_takeover(struct sim *sim, int index);
 void check_hold(struct sim *sim, int index);
+void check_release(struct sim *sim, int index);
+void check_decision(struct sim *sim, int index);
 void check_world(struct sim *sim);
 
 #endif

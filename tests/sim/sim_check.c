@@ -81,6 +81,35 @@ void check_hold(struct sim *sim, int index)
         check_fail(sim, "host%d holds its guest though the policy is to continue", index);
 }
 
+void check_release(struct sim *sim, int index)
+{
+    if (lineage_of(sim, index)->forked && !sim->forced)
+        check_fail(sim, "host%d lets its guest run again, which was resumed elsewhere", index);
+}
+
+/* A standby decides to take over. */
+void check_decision(struct sim *sim, int index)
+{
+    const struct host *host = &sim->hosts[index], *other = &sim->hosts[!index];
+    struct role_status status;
+    if (host->operator_takeover)
+        return;
+    if (sim->config.takeover != ROLE_TAKEOVER_AUTO)
+        check_fail(sim, "host%d takes over by itself; the policy is that an operator does", index);
+    if (!host->told_of_death && sim->now_ns < host->heard_ns + sim->config.detect_ns)
+        check_fail(sim, "host%d takes over %llu us after a sign of life", index,
+                   (unsigned long long)((sim->now_ns - host->heard_ns) / 1000));
+    /* A primary that has noticed must have stopped, where that is the policy. One that started only after the
+     * checkpoint was made cannot know that there is one. */
+    if (sim->config.loss != ROLE_LOSS_STALL || other->role != ENGINE_PRIMARY || sim->forced ||
+        other->born_ns > host->restorer.committed_ns || other->guest.state != GUEST_ALIVE)
+        return;
+    host_get_status(sim, !index, &status);
+    if (!status.session && !other->guest.held && !lineage_of(sim, !index)->is_open)
+        check_fail(sim, "host%d takes over while host%d, which knows that its standby is gone, runs on",
+                   index, !index);
+}
+
 void check_takeover(struct sim *sim, int index)
 {
     struct host *host = &sim->hosts[index];

@@ -50,15 +50,12 @@ static const char *const names[FAULTS] = {
     "operator: stop standby",
 };
 
-enum repair { REPAIR_REVIVE, REPAIR_HEAL, REPAIR_ARBITER, REPAIR_SPEED };
-
-#define HEALTHY_AFTER (3 * MS)
+enum repair { REPAIR_REVIVE, REPAIR_HEAL, REPAIR_ARBITER, REPAIR_SPEED, REPAIR_CONTINUE };
 
 static int with_role(const struct sim *sim, enum engine_role role)
 {
-    int start = 0;
     for (int i = 0; i < HOSTS; i++)
-        if (sim->hosts[(start + i) % HOSTS].role == role)
+        if (sim->hosts[i].role == role)
             return i;
     return -1;
 }
@@ -210,6 +207,11 @@ void fault_strike(struct sim *sim, unsigned index)
         post(sim, standby, EVENT_TAKEOVER, sim->faults > 1 && sim_chance(sim, 20));
         break;
     case FAULT_CONTINUE:
+        /* Mostly an operator says so when he sees the guest held. */
+        if (!sim->hosts[primary].guest.held && any) {
+            repair_later(sim, REPAIR_CONTINUE, primary, 10 * MS);
+            break;
+        }
         post(sim, primary, EVENT_CONTINUE, sim->faults > 1 && sim_chance(sim, 20));
         break;
     case FAULT_STOP_PRIMARY:
@@ -228,9 +230,8 @@ void fault_strike(struct sim *sim, unsigned index)
         sim_push(sim, SIM_OPERATOR, 7 * sim->config.detect_ns + 300 * MS, 0);
 }
 
-void fault_repair(struct sim *sim, int host, uint64_t what, uint64_t unused)
+void fault_repair(struct sim *sim, int host, uint64_t what)
 {
-    (void)unused;
     switch ((enum repair)what) {
     case REPAIR_REVIVE:
         revive(sim, host);
@@ -241,6 +242,12 @@ void fault_repair(struct sim *sim, int host, uint64_t what, uint64_t unused)
         return;
     case REPAIR_ARBITER:
         sim->hosts[host].arbiter_reachable = true;
+        return;
+    case REPAIR_CONTINUE:
+        if (sim->hosts[host].guest.held)
+            post(sim, host, EVENT_CONTINUE, false);
+        else if (!sim->healthy)
+            repair_later(sim, REPAIR_CONTINUE, host, 10 * MS);
         return;
     case REPAIR_SPEED:
         sim->delay_ns = MS / 5;
@@ -313,7 +320,8 @@ void operator_acts(struct sim *sim)
             post(sim, i, EVENT_TAKEOVER, force);
         }
         /* An engine died while it held its guest: who attaches next finds it stopped by somebody else. */
-        if (host->role == ENGINE_PRIMARY && host->guest.held && status[i].state == PRIMARY_PROTECTED)
+        if (host->role == ENGINE_PRIMARY && host->guest.held && host->held_by != host->life &&
+            status[i].state == PRIMARY_PROTECTED)
             guest_stop(sim, i, false);
         /* A failed takeover, or a generation without a guest: engines and rights are sorted out by hand. */
         if (status[i].state == STANDBY_FAILED ||

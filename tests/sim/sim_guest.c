@@ -198,7 +198,7 @@ static void applied(struct sim *sim, int index, struct job *job)
 {
     struct host *host = &sim->hosts[index];
     struct restorer *restorer = &host->restorer;
-    bool fails = sim->flaky && sim_chance(sim, 2);
+    bool fails = sim->flaky && sim_chance(sim, 3);
     unsigned torn = fails ? PAGES / 2 : PAGES;
     for (unsigned page = 0; page < torn; page++)
         if (restorer->apply_mask & 1u << page)
@@ -272,8 +272,9 @@ static void restorer_match(struct sim *sim, int index)
         return;
     bool whole =
         restorer->data_epoch == restorer->expect_epoch && restorer->data_round == restorer->expect_round;
+    bool sound = !(sim->flaky && sim_chance(sim, 1)); /* bad memory, say */
     restorer->have_data = restorer->have_expect = false;
-    restorer->verified = whole && restorer->expect_commit;
+    restorer->verified = whole && sound && restorer->expect_commit;
     struct parcel *parcel = host_post(sim, index, sim_between(sim, 0, MS), EVENT_ROUND_COMPLETE);
     struct role_status status;
     host_get_status(sim, index, &status);
@@ -281,7 +282,7 @@ static void restorer_match(struct sim *sim, int index)
     parcel->event.epoch = restorer->expect_epoch;
     parcel->event.round = restorer->expect_round;
     parcel->event.captured = restorer->expect_commit;
-    parcel->event.code = whole ? 0 : -EBADMSG;
+    parcel->event.code = whole && sound ? 0 : -EBADMSG;
     if (!whole)
         check_fail(sim, "host%d: the data of epoch %llu round %u is not what was announced", index,
                    (unsigned long long)restorer->expect_epoch, restorer->expect_round);
@@ -328,6 +329,7 @@ void restorer_commit(struct sim *sim, int index, uint64_t epoch)
     restorer->committed = true;
     restorer->applied = false;
     restorer->epoch = epoch;
+    restorer->committed_ns = sim->now_ns;
     restorer->counter = restorer->staged_counter;
     restorer->lineage = restorer->staged_lineage;
     memcpy(restorer->history, status.history, sizeof restorer->history);

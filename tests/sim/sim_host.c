@@ -121,6 +121,8 @@ struct parcel *host_post(struct sim *sim, int index, uint64_t delay_ns, enum rol
 
 static void arbitrate(struct sim *sim, int index, const struct role_action *action)
 {
+    if (sim->hosts[index].role == ENGINE_STANDBY)
+        check_decision(sim, index);
     sim_trace(sim, "host%d: asks the arbiter %llu -> %llu", index, (unsigned long long)action->from,
               (unsigned long long)action->to);
     struct sim_event *event = sim_push(sim, SIM_ARBITER, sim_between(sim, 0, 5 * MS), index);
@@ -134,6 +136,8 @@ static void store(struct sim *sim, int index, const struct role_action *action)
     if (action->to < host->stored_generation)
         check_fail(sim, "host%d stores generation %llu after %llu", index, (unsigned long long)action->to,
                    (unsigned long long)host->stored_generation);
+    if (host->role == ENGINE_STANDBY && action->active)
+        check_decision(sim, index);
     bool grew = action->to > host->stored_generation;
     host->stored_generation = action->to;
     host->stored_active = action->active;
@@ -207,10 +211,12 @@ static void perform(struct sim *sim, int index, const struct role_action *action
         sim_trace(sim, "host%d: guest held", index);
         check_hold(sim, index);
         guest_stop(sim, index, true);
+        host->held_by = host->life;
         sim->holds++;
         return;
     case ACTION_RELEASE:
         sim_trace(sim, "host%d: guest released", index);
+        check_release(sim, index);
         guest_stop(sim, index, false);
         sim->releases++;
         return;
@@ -221,7 +227,6 @@ static void perform(struct sim *sim, int index, const struct role_action *action
         if (host->guest.state == GUEST_ALIVE)
             host->guest.state = GUEST_YIELDED;
         host->guest.by_right = false;
-        host->yielded_ns = sim->now_ns;
         sim->yields++;
         return;
     case ACTION_PREPARE:

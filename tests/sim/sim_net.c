@@ -274,6 +274,9 @@ static void deliver_frame(struct sim *sim, int index, struct session *session, s
     sim_trace(sim, "host%d: receives %s session %llu generation %llu epoch %llu round %u", index,
               wire_type_name((uint8_t)packet->type), (unsigned long long)event.session,
               (unsigned long long)packet->generation, (unsigned long long)packet->epoch, packet->round);
+    sim->hosts[index].heard_ns = sim->now_ns;
+    sim->hosts[index].told_of_death =
+        event.type == EVENT_GOODBYE && event.reason == WIRE_GOODBYE_GUEST_FAILED;
     host_deliver(sim, index, &event);
 }
 
