@@ -46,7 +46,8 @@ static int buffer_grow(struct qmp *qmp)
 {
     if (qmp->room - qmp->used >= READ_BYTES)
         return 0;
-    if (qmp->room >= LINE_MAX_BYTES)
+    qmp->broken |= qmp->room >= LINE_MAX_BYTES;
+    if (qmp->broken)
         return error_set(-EMSGSIZE, "qmp %s: a line of more than %u bytes", qmp->path, LINE_MAX_BYTES);
     size_t room = qmp->room ? qmp->room * 2 : 4 * READ_BYTES;
     char *buffer = realloc(qmp->buffer, room);
