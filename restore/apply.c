@@ -71,15 +71,10 @@ static int apply_group(struct apply *apply, uint32_t group, uint64_t first, uint
             r = halfway(apply);
         if (r < 0)
             return r;
-        if (entry == STAGE_ZERO) {
+        if (entry == STAGE_ZERO)
             r = apply_zero(apply, page);
-        } else {
-            const uint8_t *from = staging_slot(&apply->restore->staging, entry - STAGE_SLOT);
-            if (apply->block->map)
-                memcpy((uint8_t *)apply->block->map + (page << VMM_PAGE_SHIFT), from, VMM_PAGE_BYTES);
-            else
-                r = batch_add(&apply->batch, apply->block_index, page, 1, from);
-        }
+        else
+            r = batch_add(&apply->batch, page, 1, staging_slot(&apply->restore->staging, entry - STAGE_SLOT));
         if (r < 0)
             return r;
     }
@@ -90,6 +85,7 @@ static int apply_block(struct apply *apply)
 {
     const struct staging_block *place = &apply->restore->staging.blocks[apply->block_index];
     int r = 0;
+    batch_begin(&apply->batch, apply->restore->target, apply->block, apply->block_index);
     for (uint64_t first = 0; r == 0 && first < place->pages; first += STAGE_GROUP_PAGES) {
         uint32_t group = place->first_group + (uint32_t)(first / STAGE_GROUP_PAGES);
         uint64_t left = place->pages - first;
@@ -108,7 +104,6 @@ static int apply_block(struct apply *apply)
 static int apply_stage(struct restore *restore, uint64_t *ret_pages)
 {
     struct apply apply = {.restore = restore, .stage = staging_committed(&restore->staging)};
-    batch_begin(&apply.batch, restore->target);
     apply.total = staging_committed_pages(&restore->staging);
     int r = fault_point(FAULT_APPLY_BEGIN);
     if (r == 0 && apply.total == 0)

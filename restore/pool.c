@@ -8,9 +8,8 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-#define HUGE_BYTES (2u << 20)
-/* A chunk is what a lane may hold half used, so it is small against the whole; no larger than a huge page. */
-#define CHUNK_SLOTS_MAX (HUGE_BYTES >> VMM_PAGE_SHIFT)
+/* A chunk is what a lane may hold half used, so it is small against the whole. */
+#define CHUNK_SLOTS_MAX 512
 #define CHUNKS_WANTED   64
 /* Two slot numbers mean something else in a stage's index. */
 #define SLOTS_MAX (UINT32_MAX - 2 * CHUNK_SLOTS_MAX)
@@ -19,21 +18,12 @@
 
 static int map_slots(struct pool *pool)
 {
-    /* One huge page more than needed, so that the slots can begin on a huge page's border. */
-    size_t bytes = pool->chunk_count * pool_chunk_bytes(pool), room = bytes + HUGE_BYTES;
-    uint8_t *map =
-        mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t bytes = pool->chunk_count * pool_chunk_bytes(pool);
+    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return error_errno(-errno, "mapping %zu bytes of staging", bytes);
-    size_t head = -(uintptr_t)map % HUGE_BYTES;
-    if (head)
-        munmap(map, head);
-    munmap(map + head + bytes, room - head - bytes);
-    pool->slots = map + head;
+    pool->slots = map;
     pool->map_bytes = bytes;
-    /* Without huge pages, each first touch of a slot costs a fault; it works all the same. */
-    if (pool->chunk_slots == CHUNK_SLOTS_MAX)
-        (void)madvise(pool->slots, bytes, MADV_HUGEPAGE);
     return 0;
 }
 
@@ -76,12 +66,13 @@ void pool_fini(struct pool *pool)
     pthread_mutex_destroy(&pool->lock);
 }
 
-bool pool_take(struct pool *pool, uint32_t *ret_chunk)
+bool pool_take(struct pool *pool, uint32_t *ret_chunk, bool *ret_fresh)
 {
     if (pool->free_count == 0)
         return false;
     uint32_t chunk = pool->free[--pool->free_count];
-    if (!pool->resident[chunk]) {
+    *ret_fresh = !pool->resident[chunk];
+    if (*ret_fresh) {
         pool->resident[chunk] = 1;
         pool->resident_count++;
     }
@@ -125,4 +116,10 @@ void pool_reopen(struct pool *pool)
 {
     scope_lock(&pool->lock);
     pool->cancelled = false;
+}
+
+void pool_populate(struct pool *pool, uint32_t chunk)
+{
+    size_t bytes = pool_chunk_bytes(pool);
+    (void)madvise(pool->slots + chunk * bytes, bytes, MADV_POPULATE_WRITE);
 }

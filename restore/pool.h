@@ -37,8 +37,10 @@ struct pool {
 int pool_init(struct pool *pool, uint64_t bytes);
 void pool_fini(struct pool *pool);
 
-/* With the lock held. False when none is free. */
-bool pool_take(struct pool *pool, uint32_t *ret_chunk);
+/* With the lock held. False when none is free. A fresh chunk has no memory yet: pool_populate() gives it
+ * some, in one call in place of a fault a page; without the lock, since that takes time. */
+bool pool_take(struct pool *pool, uint32_t *ret_chunk, bool *ret_fresh);
+void pool_populate(struct pool *pool, uint32_t chunk);
 /* With the lock held. All chunks of an epoch, in the order they were taken. Wakes those who wait. */
 void pool_give(struct pool *pool, const uint32_t *chunks, uint32_t count);
 

@@ -174,34 +174,51 @@ static bool take_leftover(struct staging_writer *writer)
     return false;
 }
 
-static int refill(struct staging_writer *writer)
+/* With the lock held: 1 with free slots and, if its memory is still to come, a fresh chunk; 0 if there are
+ * none. */
+static int find_slots(struct staging_writer *writer, uint32_t *ret_fresh)
 {
     struct pool *pool = &writer->staging->pool;
     struct stage *stage = writer->stage;
-    assert(writer->next == writer->end && writer->recycled.count == 0);
-    scope_lock(&pool->lock);
-    for (;;) {
-        uint32_t chunk;
-        if (stage->recycled.count < RECYCLED_WORTH_TAKING && pool_take(pool, &chunk)) {
-            stage->chunks[stage->chunk_count++] = chunk;
-            writer->next = chunk * pool->chunk_slots;
-            writer->end = writer->next + pool->chunk_slots;
-            return 0;
-        }
-        if (stage->recycled.count) {
-            writer->recycled = stage->recycled;
-            stage->recycled.count = 0;
-            return 0;
-        }
-        if (take_leftover(writer))
-            return 0;
-        if (pool->cancelled)
-            return error_set(-ECANCELED, "staging pages: the session was given up");
-        if (!pool->refill)
-            return error_set(-ENOSPC, "staging is full: the epoch does not fit in %zu MiB (%zu bytes)",
-                             pool->map_bytes >> 20, pool->map_bytes);
-        pthread_cond_wait(&pool->changed, &pool->lock);
+    uint32_t chunk;
+    bool fresh;
+    if (stage->recycled.count < RECYCLED_WORTH_TAKING && pool_take(pool, &chunk, &fresh)) {
+        stage->chunks[stage->chunk_count++] = chunk;
+        writer->next = chunk * pool->chunk_slots;
+        writer->end = writer->next + pool->chunk_slots;
+        if (fresh)
+            *ret_fresh = chunk;
+        return 1;
     }
+    if (stage->recycled.count) {
+        writer->recycled = stage->recycled;
+        stage->recycled.count = 0;
+        return 1;
+    }
+    return take_leftover(writer);
+}
+
+static int refill(struct staging_writer *writer)
+{
+    struct pool *pool = &writer->staging->pool;
+    uint32_t fresh = UINT32_MAX;
+    assert(writer->next == writer->end && writer->recycled.count == 0);
+    pthread_mutex_lock(&pool->lock);
+    int r = find_slots(writer, &fresh);
+    while (r == 0 && pool->refill && !pool->cancelled) {
+        pthread_cond_wait(&pool->changed, &pool->lock);
+        r = find_slots(writer, &fresh);
+    }
+    bool cancelled = pool->cancelled;
+    pthread_mutex_unlock(&pool->lock);
+    if (fresh != UINT32_MAX)
+        pool_populate(pool, fresh);
+    if (r)
+        return 0;
+    if (cancelled)
+        return error_set(-ECANCELED, "staging pages: the session was given up");
+    return error_set(-ENOSPC, "staging is full: the epoch does not fit in %zu MiB (%zu bytes)",
+                     pool->map_bytes >> 20, pool->map_bytes);
 }
 
 long staging_take(struct staging_writer *writer, unsigned pages, uint32_t *ret_slot)
