@@ -99,7 +99,8 @@ def test_mismatched_memory(run):
     pair.standby()
     pair.memory = 128
     pair.protect(protected=False)
-    status = wait_for("a refusal", 30, lambda: (lambda s: s and s["reason"] and s)(pair.status("alpha")), pair.story)
+    status = wait_for("a refusal", 30, lambda: (lambda s: s and "refuses" in s["reason"] and s)(pair.status("alpha")),
+                      pair.story)
     check(str(128 << 20) in status["reason"] and str(160 << 20) in status["reason"],
           f"both sizes should be named: {status['reason']}")
 

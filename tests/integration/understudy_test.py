@@ -168,11 +168,10 @@ class Run:
 
 
 def find_binary(build):
-    for place in "replicator/understudy", "replicator/daemon/understudy", "understudy", "daemon/understudy":
-        path = os.path.join(build, place)
-        if os.access(path, os.X_OK) and os.path.isfile(path):
-            return path
-    raise AssertionError(f"no understudy program under {build}: build it first")
+    path = os.path.join(build, "understudy")
+    if not os.access(path, os.X_OK):
+        raise AssertionError(f"no {path}: build it first")
+    return path
 
 
 def guest_image(build):
@@ -276,7 +275,7 @@ class Pair:
         return argv + ["-append", "'" + " ".join(append) + "'"]
 
     # -- starting -----------------------------------------------------------------------------------------
-    def start_guest(self, ticks=2, seconds=60):
+    def start_guest(self, ticks=2, seconds=90):
         if self.disk and not os.path.exists(self.path("disk.img")):
             self.run.command(os.path.join(self.run.build, "guest", "guest-init"), "disk", self.path("disk.img"),
                              str(64 << 20))
