@@ -99,7 +99,7 @@ static int set_key(struct parse *parse, const char *section, const struct config
         if (r < 0) {
             char why[160];
             snprintf(why, sizeof why, "%s", error_text());
-            return fail(parse, r, "[%s] %s = %.60s: %s", section, name, value, why);
+            return fail(parse, r == -ENOMEM ? r : -EINVAL, "[%s] %s = %.60s: %s", section, name, value, why);
         }
         return 1;
     }
