@@ -129,9 +129,18 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
         "      name with blanks 4 KiB  0x0000000011000000 0x0000000000040000 0x0000000000040000"
         " 0x00007f1100000000  ro\n",
     };
-    if (index >= 6)
+    if (index >= 8)
         return 0;
     memcpy(to, heads[index % 3], head_bytes[index % 3]);
+    if (index >= 6) { /* the most blocks; the longest row */
+        char *text = (char *)to + head_bytes[index % 3];
+        text += sprintf(text, "Block Name\n");
+        for (unsigned i = 0; i < (index == 6 ? VMM_BLOCKS_MAX : 1); i++)
+            text += sprintf(text, "%0*u 4 KiB 0x0 0x1000 0x1000\n", index == 6 ? 1 : VMM_BLOCK_NAME - 1, i);
+        if (index == 7)
+            text += sprintf(text - 1, "%*s\n", 599 - (VMM_BLOCK_NAME - 1) - 26, "") - 1;
+        return (size_t)(text - (char *)to);
+    }
     size_t length = strlen(tables[index / 3]);
     memcpy(to + head_bytes[index % 3], tables[index / 3], length);
     return head_bytes[index % 3] + length;

@@ -125,10 +125,15 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
         "[host beta]\naddress = b.example:7400\nqmp = /run/q\nca = /c\ncertificate = /d\nkey = /k\n";
     static const char store[] =
         "\4{\"uuid\": \"12340000-0000-0000-0000-000000000000\", \"generation\": 3, \"active\": true}\n";
+    static const char fresh[] =
+        "\4{\"uuid\": \"12340000-0000-0000-0000-000000000000\", \"generation\": 0, \"active\": false}\n";
     static const struct {
         const char *text;
         size_t bytes;
-    } seeds[] = {{least, sizeof least - 1}, {more, sizeof more - 1}, {store, sizeof store - 1}};
+    } seeds[] = {{least, sizeof least - 1},
+                 {more, sizeof more - 1},
+                 {store, sizeof store - 1},
+                 {fresh, sizeof fresh - 1}};
     if (index >= array_length(seeds))
         return 0;
     memcpy(to, seeds[index].text, seeds[index].bytes);
