@@ -14,8 +14,9 @@
  *
  * Sending is by pull: when the lane has a free buffer it calls produce(), which writes whole frames straight
  * into the lane's plaintext buffer; when it returns 0 the lane sleeps until lane_kick(). So a slow peer slows
- * its producer and nothing queues without bound. Receiving is by push: every valid frame is given to frame();
- * while that call blocks, TCP's own flow control stops the peer.
+ * its producer and nothing queues without bound: a lane holds about 3 MiB and buffer_bytes, whatever happens.
+ * Receiving is by push: every valid frame is given to frame(); while that call blocks, TCP's own flow control
+ * stops the peer.
  *
  * In TLS 1.3 a client learns only after its own handshake whether the server accepts its certificate. So the
  * server's stream begins with one byte, LANE_CONFIRMATION (0x06), before its first frame, and the client is

@@ -252,18 +252,16 @@ static void reap(struct lane *lane)
 }
 
 /* Submit; wait for a completion, a kick or the deadline when there is nothing else to do. */
-static void turn(struct lane *lane, bool wait)
+static int turn(struct lane *lane, bool wait)
 {
-    if (!wait) {
-        io_uring_submit_and_get_events(&lane->ring);
-        return;
+    int r;
+    if (wait) {
+        atomic_store(&lane->asleep, true);
+        bool stop_news = atomic_load(&lane->stopping) && lane->phase < LANE_FLUSHING;
+        bool kick_news = atomic_load(&lane->kicked) && lane->phase == LANE_OPEN && lane_send_wants_kick(lane);
+        wait = !stop_news && !kick_news;
     }
-    atomic_store(&lane->asleep, true);
-    bool stop_news = atomic_load(&lane->stopping) && lane->phase < LANE_FLUSHING;
-    bool kick_news = atomic_load(&lane->kicked) && lane->phase == LANE_OPEN && lane_send_wants_kick(lane);
-    if (stop_news || kick_news) {
-        io_uring_submit_and_get_events(&lane->ring);
-    } else {
+    if (wait) {
         uint64_t now_ns = clock_now_ns(), until_ns = lane->deadline_ns;
         uint64_t stall_ns = (uint64_t)lane->config.stall_ms * NS_PER_MS;
         if (lane->send.in_flight && stall_ns && now_ns + stall_ns / 4 < until_ns)
@@ -272,12 +270,15 @@ static void turn(struct lane *lane, bool wait)
         struct __kernel_timespec timeout = {.tv_sec = (long long)(left_ns / NS_PER_S),
                                             .tv_nsec = (long long)(left_ns % NS_PER_S)};
         struct io_uring_cqe *first;
-        io_uring_submit_and_wait_timeout(&lane->ring, &first, 1, until_ns == UINT64_MAX ? NULL : &timeout,
-                                         NULL);
+        r = io_uring_submit_and_wait_timeout(&lane->ring, &first, 1, until_ns == UINT64_MAX ? NULL : &timeout,
+                                             NULL);
         if (lane->send.in_flight)
             lane_count(&lane->blocked_ns, clock_now_ns() - now_ns);
+    } else {
+        r = io_uring_submit_and_get_events(&lane->ring);
     }
     atomic_store(&lane->asleep, false);
+    return r >= 0 || r == -ETIME || r == -EINTR || r == -EAGAIN ? 0 : error_errno(r, "io_uring");
 }
 
 /* Time with something to send: from the first byte until the kernel has all of it. */
@@ -424,7 +425,10 @@ void lane_run(struct lane *lane)
             lane_receive_arm(lane);
         if (!lane->wake_armed)
             arm_wake(lane);
-        turn(lane, !more);
+        if ((r = turn(lane, !more)) < 0) {
+            fail(lane, r);
+            break;
+        }
         reap(lane);
         count_busy(lane);
         check_send_error(lane);

@@ -371,7 +371,11 @@ int lane_send_pump(struct lane *lane, bool producing)
         if (!send->in_flight)
             start_send(lane);
     }
-    bool more = (writer->used && !send->ktls) || (producing && !send->dry);
+    bool more = producing && !send->dry;
+    if (!send->ktls)
+        more = more || writer->used;
+    else if (send->filling && send->filling->used)
+        more = false; /* whether it was dry or had no room is asked again with the next, empty buffer */
     return more && take_buffer(send);
 }
 

@@ -154,6 +154,10 @@ static void zerocopy_when_asked_for(void **state)
     struct lane_stats stats;
     transfer(config, standby_config, 240, &stats);
     assert_true(stats.zerocopy);
+    /* The loopback device copies after all, and the lane finds out. */
+    config.zerocopy = LANE_ZEROCOPY_AUTO;
+    transfer(config, standby_config, 240, &stats);
+    assert_false(stats.zerocopy);
     config.zerocopy = LANE_ZEROCOPY_OFF;
     transfer(config, standby_config, 240, &stats);
     assert_false(stats.zerocopy);
@@ -288,6 +292,23 @@ static void no_kick_is_lost_among_threads(void **state)
     end_release(&standby);
     assert_no_trouble(&standby);
     assert_int_equal(standby.received, 9000);
+}
+
+/* News that comes after produce() has looked, before the lane sleeps: nothing that follows would wake it. */
+static void no_kick_is_lost_on_the_way_to_sleep(void **state)
+{
+    (void)state;
+    struct end primary, standby;
+    end_init(&primary);
+    end_init(&standby);
+    primary.size_of = small;
+    primary.late_news = 1000;
+    start_pair(&primary, &standby, primary_config, standby_config);
+    assert_true(end_wait(&standby, standby.received == 1000 || standby.downs));
+    end_release(&primary);
+    end_release(&standby);
+    assert_no_trouble(&standby);
+    assert_int_equal(standby.received, 1000);
 }
 
 /* ------------------------------------------------------------------ flow control */
@@ -802,6 +823,7 @@ int main(void)
         cmocka_unit_test(both_directions_at_once),
         cmocka_unit_test(no_kick_is_lost_in_a_ping_pong),
         cmocka_unit_test(no_kick_is_lost_among_threads),
+        cmocka_unit_test(no_kick_is_lost_on_the_way_to_sleep),
         cmocka_unit_test(a_consumer_that_blocks_stalls_the_producer),
         cmocka_unit_test(a_peer_that_takes_nothing_is_given_up),
         cmocka_unit_test(stop_is_reported_to_both),
