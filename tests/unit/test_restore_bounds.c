@@ -2,6 +2,7 @@
 #include "tests/unit/restore_kit.h"
 
 #include "base/fault.h"
+#include "restore/staging.h"
 
 #include <pthread.h>
 #include <time.h>
@@ -42,6 +43,31 @@ static void test_full_staging(void **state)
     kit_commit(&kit);
     kit_assert_taken_over(&kit, 2);
     kit_close(&kit);
+}
+
+/* The rest of a chunk that a lane began is not lost to the others. */
+static void test_leftover_chunks(void **state)
+{
+    (void)state;
+    static struct staging staging;
+    const struct vmm_block block = {.name = "ram", .bytes = 1000 << VMM_PAGE_SHIFT};
+    struct staging_writer *one, *other;
+    uint32_t slot;
+    assert_int_equal(staging_init(&staging, &block, 1, 640 << VMM_PAGE_SHIFT), 0);
+    assert_int_equal(staging.pool.chunk_slots, 10);
+    assert_int_equal(staging_enter(&staging, &one), 0);
+    assert_int_equal(staging_enter(&staging, &other), 0);
+    assert_int_equal(staging_take(one, 1, &slot), 1);
+    for (unsigned i = 0; i < 630; i++)
+        assert_int_equal(staging_take(other, 1, &slot), 1);
+    assert_int_equal(staging_take(other, 1, &slot), -ENOSPC);
+    staging_leave(one);
+    assert_int_equal(staging_take(other, 64, &slot), 9);
+    assert_int_equal(staging_take(other, 1, &slot), -ENOSPC);
+    staging_leave(other);
+    staging_drop(&staging);
+    assert_int_equal(staging.pool.free_count, 64);
+    staging_fini(&staging);
 }
 
 /* A full copy over a commit: what the guest has already takes no room, though staging is far too small for
@@ -286,10 +312,10 @@ static void test_memory_given_back(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_full_staging),      cmocka_unit_test(test_full_copy_over_commit),
-        cmocka_unit_test(test_blocked_lane),      cmocka_unit_test(test_apply_fails),
-        cmocka_unit_test(test_apply_faults),      cmocka_unit_test(test_many_epochs),
-        cmocka_unit_test(test_memory_given_back),
+        cmocka_unit_test(test_full_staging),          cmocka_unit_test(test_leftover_chunks),
+        cmocka_unit_test(test_full_copy_over_commit), cmocka_unit_test(test_blocked_lane),
+        cmocka_unit_test(test_apply_fails),           cmocka_unit_test(test_apply_faults),
+        cmocka_unit_test(test_many_epochs),           cmocka_unit_test(test_memory_given_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -114,6 +114,14 @@ static void test_missing_and_extra_frames(void **state)
     assert_int_equal(restore_expect(kit.restore, kit.epoch, 0, &totals, NULL), 0);
     assert_int_equal(restore_pages(kit.restore, &kit.lane.frame), 0);
     assert_int_equal(kit.done.code, -EBADMSG);
+
+    /* A frame that was refused counts as one that came: another cannot take its place. */
+    kit_session(&kit, 2);
+    totals.frames = 1;
+    assert_int_equal(restore_expect(kit.restore, kit.epoch, 0, &totals, NULL), 0);
+    assert_int_equal(send_other(&kit, 0, 1500), -EPROTO);
+    assert_int_equal(send_other(&kit, 0, 1), -EPROTO);
+    assert_text_has("beyond the 1 announced");
     close_unharmed(&kit);
 }
 
