@@ -16,8 +16,8 @@
  *
  * The pid file says "running" before "cont" is sent. The other order would let the next engine end a guest
  * that runs, if this one died between the two. For the same reason a "cont" that QEMU refuses (another host
- * holds the lock of a disk) leaves QEMU as it is, paused: by then it may hold the only copy of the guest, and an
- * administrator can still let it run.
+ * holds the lock of a disk) leaves QEMU as it is, paused: by then it may hold the only copy of the guest, and
+ * an administrator can still let it run.
  */
 #include "vmm/qemu/qemu.h"
 
