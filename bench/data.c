@@ -5,8 +5,6 @@
 #include "base/scope.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define STRETCH_BYTES ((size_t)16 * 4096)
@@ -55,14 +53,18 @@ static void fill_text(uint8_t *to, size_t bytes, uint64_t *state)
         "404",    "kernel",  "memory",     "page",  "fault",   "process",  "started", "failed"};
     for (size_t at = 0; at < bytes;) {
         uint64_t random = next(state);
-        char word[32];
-        /* A number here and there, as logs and tables have them. */
-        int length = random >> 60 < 3
-                         ? snprintf(word, sizeof word, "%u ", (unsigned)(random >> 40 & 0xffff))
-                         : snprintf(word, sizeof word, "%s ", words[random % array_length(words)]);
-        size_t part = (size_t)length < bytes - at ? (size_t)length : bytes - at;
+        char number[] = "00000000";
+        const char *word = words[random % array_length(words)];
+        if (random >> 60 < 3) { /* a number here and there, as logs and tables have them */
+            for (unsigned i = 0; i < 8; i++)
+                number[i] = "0123456789abcdef"[random >> (8 + 4 * i) & 15];
+            word = number;
+        }
+        size_t length = strlen(word), part = length < bytes - at ? length : bytes - at;
         memcpy(to + at, word, part);
         at += part;
+        if (at < bytes)
+            to[at++] = ' ';
     }
 }
 

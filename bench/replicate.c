@@ -140,7 +140,8 @@ static int start_workers(struct bench *bench)
     return r;
 }
 
-static int read_sample(const struct bench *bench, int side, struct sample *sample)
+/* False when the worker is gone. */
+static bool read_sample(const struct bench *bench, int side, struct sample *sample)
 {
     size_t at = 0;
     while (at < sizeof *sample) {
@@ -148,12 +149,28 @@ static int read_sample(const struct bench *bench, int side, struct sample *sampl
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
-            return error_set(-EPIPE, "the process of %s ended without a word", names[side]);
+            return false;
         at += (size_t)n;
     }
-    if (sample->failed)
-        return error_set(-EIO, "%.*s", (int)sizeof sample->text, sample->text);
-    return 0;
+    return true;
+}
+
+/* Both samples of a measurement. Of two failures, the one that is not the mere loss of the other is told. */
+static int read_samples(const struct bench *bench, struct sample samples[SIDES])
+{
+    int failed = -1;
+    for (int side = 0; side < SIDES; side++) {
+        if (!read_sample(bench, side, &samples[side])) {
+            samples[side].failed = EPIPE;
+            snprintf(samples[side].text, sizeof samples[side].text, "the process of %s ended without a word",
+                     names[side]);
+        }
+        if (samples[side].failed && (failed < 0 || samples[failed].failed == EPIPE))
+            failed = side;
+    }
+    if (failed < 0)
+        return 0;
+    return error_set(-EIO, "%.*s", (int)sizeof samples[failed].text, samples[failed].text);
 }
 
 static int gather(const struct bench *bench, struct report *report)
@@ -166,9 +183,7 @@ static int gather(const struct bench *bench, struct report *report)
             fprintf(stderr, "\rround %u of %u ", round + 1, bench->options.rounds);
         for (unsigned i = 0; r == 0 && i < measures; i++) {
             struct sample samples[SIDES];
-            r = read_sample(bench, PRIMARY, &samples[PRIMARY]);
-            if (r == 0)
-                r = read_sample(bench, STANDBY, &samples[STANDBY]);
+            r = read_samples(bench, samples);
             if (r == 0)
                 report_add(report, &samples[PRIMARY], &samples[STANDBY]);
         }

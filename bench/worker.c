@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,7 +18,7 @@ static int write_all(int fd, const void *bytes, size_t length)
 {
     const char *from = bytes;
     while (length) {
-        ssize_t n = write(fd, from, length);
+        ssize_t n = write(fd, from, length); /* SIGPIPE is ignored */
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -86,13 +87,18 @@ static int measure_once(struct worker *worker)
 {
     struct sample ceiling = {0}, first = {0}, epochs = {0};
     spoil(worker);
-    int r = ceiling_run(worker, &ceiling);
+    int r = worker_meet(worker, 0, NULL);
+    if (r == 0)
+        r = ceiling_run(worker, &ceiling);
     if (r < 0)
         return error_add(r, "ceiling");
     r = worker_compare(worker, "the ceiling");
     if (r < 0)
         return r;
     spoil(worker);
+    r = worker_meet(worker, 0, NULL);
+    if (r < 0)
+        return r;
     r = worker->primary ? pipeline_run_primary(worker, &first, &epochs)
                         : pipeline_run_standby(worker, &first, &epochs);
     if (r == 0)
@@ -108,11 +114,12 @@ static int measure_once(struct worker *worker)
 
 int worker_run(struct worker *worker, const struct tls_files *files)
 {
+    signal(SIGPIPE, SIG_IGN);
     int r = prepare(worker, files);
     for (unsigned round = 0; r == 0 && round < worker->options->rounds; round++)
         r = measure_once(worker);
     if (r < 0) {
-        struct sample failure = {.failed = 1};
+        struct sample failure = {.failed = (uint32_t)-r};
         snprintf(failure.text, sizeof failure.text, "%s: %.200s", worker->primary ? "primary" : "standby",
                  error_text());
         write_all(worker->results_fd, &failure, sizeof failure);

@@ -17,7 +17,7 @@ enum measure { MEASURE_CEILING, MEASURE_FIRST_COPY, MEASURE_EPOCHS, MEASURE_COUN
 
 struct sample {
     uint32_t measure; /* enum measure */
-    uint32_t failed;  /* `text` says why, and nothing follows */
+    uint32_t failed;  /* errno; `text` says why, and nothing follows */
     uint64_t ns, cpu_ns;
     uint64_t guest_bytes, wire_bytes;
     /* the primary's, of the pipeline */
