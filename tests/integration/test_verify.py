@@ -50,6 +50,7 @@ def test_planted_difference(run):
     found = pair.verify(expect=5)
     check(found["differing"] >= 1, f"nothing found: {found}", pair.story)
     listed = {(block["name"], page) for block in found["blocks"] for page in block["differing_pages"]}
-    check({("pc.ram", page) for page in planted} <= listed, f"planted {planted}, listed {sorted(listed)[:20]}",
-          pair.story)
+    # The guest may have written one of them meanwhile, which mends it; nothing else may differ.
+    check(listed and listed <= {("pc.ram", page) for page in planted},
+          f"planted {planted}, listed {sorted(listed)[:20]}", pair.story)
     check(not found["equal"], f"equal, and yet: {found}")

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 
@@ -206,16 +207,17 @@ static void test_description_is_stable(void **state)
     assert_string_equal(description.text, first);
 }
 
-static void test_killed_engine_leaves_nothing(void **state)
+/* An engine of its own process: attaches, does something, and is killed. */
+static void kill_an_engine_after(int (*something)(struct vmm *source), void (*look)(void))
 {
-    (void)state;
-    firmware_guest(FIRMWARE);
     int ready[2];
     assert_int_equal(pipe(ready), 0);
     pid_t engine = fork();
     if (engine == 0) {
         struct vmm *source;
-        char ok = qemu_attach(&source, t.vm.qmp) == 0 && source->ops->track(source) == 0;
+        char ok = qemu_attach(&source, t.vm.qmp) == 0 && something(source) == 0;
+        if (!ok)
+            fprintf(stderr, "engine: %s\n", error_text());
         if (write(ready[1], &ok, 1) == 1)
             for (;;)
                 pause();
@@ -225,14 +227,88 @@ static void test_killed_engine_leaves_nothing(void **state)
     assert_int_equal(read(ready[0], &ok, 1), 1);
     close(ready[0]);
     close(ready[1]);
-    assert_true(ok);
-    assert_true(vm_registered_bytes(&t.vm) >= UINT64_C(128) << 20);
-    assert_int_equal(vm_userfaultfds(&t.vm), 0);
+    if (look && ok)
+        look();
     kill(engine, SIGKILL);
     waitpid(engine, NULL, 0);
+    assert_true(ok);
+}
+
+static int engine_tracks(struct vmm *source)
+{
+    return source->ops->track(source);
+}
+
+static void look_tracked(void)
+{
+    assert_true(vm_registered_bytes(&t.vm) >= UINT64_C(128) << 20);
+    assert_int_equal(vm_userfaultfds(&t.vm), 0);
+}
+
+static void test_killed_engine_leaves_nothing(void **state)
+{
+    (void)state;
+    firmware_guest(FIRMWARE);
+    kill_an_engine_after(engine_tracks, look_tracked);
     assert_untouched();
     attach();
     shadow_for(5, 1);
+}
+
+static int engine_holds(struct vmm *source)
+{
+    struct vmm_ranges marked = {0};
+    int r = source->ops->track(source);
+    if (r == 0)
+        r = source->ops->pause(source);
+    if (r == 0)
+        r = source->ops->scan(source, true, &marked);
+    if (r == 0)
+        r = source->ops->save_begin(source);
+    return r;
+}
+
+static int engine_halts(struct vmm *source)
+{
+    return source->ops->halt(source);
+}
+
+/* The guest stands still when its engine dies in a capture; the next engine lets it run, but only then. */
+static void test_killed_while_holding(void **state)
+{
+    (void)state;
+    firmware_guest(FIRMWARE);
+    for (unsigned i = 0; i < 3; i++) {
+        kill_an_engine_after(engine_holds, NULL);
+        assert_int_equal(vm_registered_bytes(&t.vm), 0);
+        assert_string_equal(vm_status(&t.vm), "paused");
+        attach();
+        assert_string_equal(vm_status(&t.vm), "running");
+        assert_int_equal(t.source->ops->event(t.source), VMM_EVENT_NONE);
+        shadow_for(3, 1);
+        shadow_free(&t.shadow);
+        detach();
+        assert_untouched();
+    }
+    /* Somebody else's stop, before the engine came or while it was there */
+    vm_command(&t.vm, "stop");
+    kill_an_engine_after(engine_holds, NULL);
+    attach();
+    assert_string_equal(vm_status(&t.vm), "paused");
+    vm_command(&t.vm, "cont");
+    detach();
+    kill_an_engine_after(engine_holds, NULL);
+    attach();
+    assert_string_equal(vm_status(&t.vm), "running");
+    detach();
+    /* A stop for good */
+    kill_an_engine_after(engine_halts, NULL);
+    for (unsigned i = 0; i < 2; i++) {
+        attach();
+        assert_string_equal(vm_status(&t.vm), "paused");
+        detach();
+    }
+    assert_string_equal(vm_status(&t.vm), "paused");
 }
 
 /* Attachments that are killed at any moment, also between the change of the main thread's registers and their
@@ -467,6 +543,7 @@ int main(void)
         TEST(test_resume_without_save_end),
         TEST(test_end_and_death_are_told_apart),
         TEST(test_killed_engine_leaves_nothing),
+        TEST(test_killed_while_holding),
         TEST(test_killed_while_attaching),
         TEST(test_description_is_stable),
         TEST(test_kvm_with_all_devices),
