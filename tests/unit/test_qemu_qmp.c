@@ -202,6 +202,22 @@ static void test_late_answer_is_dropped(void **state)
     end(qmp);
 }
 
+/* QEMU answers a command of a client that was killed to the one that connects next. */
+static void test_answers_to_the_client_before(void **state)
+{
+    (void)state;
+    struct qmp *qmp = NULL;
+    START(GREETING,
+          "{\"id\": 17, \"return\": \"old\"}\r\n{\"id\": 3, \"error\": {}}\r\n" NEGOTIATED NEGOTIATED,
+          "{\"id\": 2, \"return\": \"new\"}\r\n", "");
+    assert_int_equal(qmp_open(&qmp, t.path, 5000), 0);
+    json_t *result = NULL;
+    assert_int_equal(qmp_call(qmp, 5000, &result, "x", NULL), 0);
+    assert_string_equal(json_string_value(result), "new");
+    json_decref(result);
+    end(qmp);
+}
+
 static void test_pipelined(void **state)
 {
     (void)state;
@@ -256,6 +272,7 @@ int main(void)
         cmocka_unit_test(test_not_qmp),
         cmocka_unit_test(test_calls),
         cmocka_unit_test(test_late_answer_is_dropped),
+        cmocka_unit_test(test_answers_to_the_client_before),
         cmocka_unit_test(test_pipelined),
         cmocka_unit_test(test_nonsense_ends_it),
         cmocka_unit_test(test_endless_line),

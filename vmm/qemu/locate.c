@@ -35,10 +35,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #define HUMAN_MS        10000
 #define MAPPINGS_MAX    4096
 #define TRANSLATE_MAX   512 /* regions asked for with gpa2hva */
+#define ATTEMPTS        40
 #define ANONYMOUS_ALIGN (UINT64_C(2) << 20)
 
 struct mappings {
@@ -115,7 +117,9 @@ static bool is_region_of(const struct qemu_block *block, const char *shown)
     return false;
 }
 
-static int translate(struct qmp *qmp, uint64_t address, uint64_t *ret_host)
+/* What gpa2hva says: "Host virtual address for 0x0 (pc.ram) is 0x7f5c13e00000". `ret_host` is 0 when it has
+ * no address for us, or one in another region than `name`: the guest changes its memory map while it runs. */
+static int translate(struct qmp *qmp, uint64_t address, const char *name, uint64_t *ret_host)
 {
     char command[48];
     snprintf(command, sizeof command, "gpa2hva 0x%" PRIx64, address);
@@ -123,12 +127,19 @@ static int translate(struct qmp *qmp, uint64_t address, uint64_t *ret_host)
     int r = qmp_human(qmp, HUMAN_MS, command, &text);
     if (r < 0)
         return r;
-    const char *is = strstr(text, ") is 0x");
-    *ret_host = is ? strtoull(is + 5, NULL, 16) : 0;
+    char *shown = strstr(text, " ("), *is = strstr(text, ") is 0x");
+    *ret_host = 0;
+    if (!shown || !is || is < shown)
+        return 0;
+    *is = '\0';
+    size_t length = strlen(shown + 2);
+    if (strncmp(name, shown + 2, length) == 0 && (name[length] == '\0' || name[length] == ' '))
+        *ret_host = strtoull(is + strlen(") is "), NULL, 16);
     return 0;
 }
 
-/* Step 1. One line of a flat view: "  START-END (prio N, KIND): NAME [@OFFSET] [ACCELERATOR]". */
+/* Step 1. Returns 1 when the line is not true any more. One line of a flat view: "  START-END (prio N, KIND):
+ * NAME [@OFFSET] [ACCELERATOR]". */
 static int translate_line(struct qmp *qmp, char *line, struct qemu_blocks *blocks, struct mappings *mappings,
                           unsigned *budget)
 {
@@ -154,9 +165,11 @@ static int translate_line(struct qmp *qmp, char *line, struct qemu_blocks *block
         return error_set(-EOPNOTSUPP, "the guest's memory map has too many regions to locate");
     --*budget;
     uint64_t host;
-    int r = translate(qmp, start, &host);
-    if (r < 0 || host < offset)
+    int r = translate(qmp, start, name, &host);
+    if (r < 0)
         return r;
+    if (host <= offset)
+        return 1;
     /* Two devices of a kind have regions of the same name and size; the address tells the mapping then, but
      * not the block. */
     struct qemu_block *named = NULL, *only = NULL;
@@ -174,16 +187,17 @@ static int translate_line(struct qmp *qmp, char *line, struct qemu_blocks *block
     }
     if (fits == 1)
         place(only, mapping_at(mappings, host - offset, only->bytes));
-    else if (names == 1)
-        return error_set(-EOPNOTSUPP,
-                         "block %s lies at 0x%" PRIx64 " in QEMU, but is not one mapping of %" PRIu64
-                         " bytes",
-                         named->name, host - offset, named->bytes);
+    else if (names == 1) /* also when another part of the block has come to be there */
+        return error_set(
+            -EAGAIN, "block %s lies at 0x%" PRIx64 " in QEMU, but is not one mapping of %" PRIu64 " bytes",
+            named->name, host - offset, named->bytes);
     return 0;
 }
 
+/* Returns 1, or -EAGAIN with a text, when the memory map changed meanwhile. */
 static int translate_visible(struct qmp *qmp, struct qemu_blocks *blocks, struct mappings *mappings)
 {
+    bool changed = false;
     char *tree cleanup_free = NULL;
     int r = qmp_human(qmp, HUMAN_MS, "info mtree -f", &tree);
     if (r < 0)
@@ -191,15 +205,16 @@ static int translate_visible(struct qmp *qmp, struct qemu_blocks *blocks, struct
     unsigned budget = TRANSLATE_MAX;
     bool ours = false; /* in the flat view that gpa2hva looks into? */
     char *save = NULL;
-    for (char *line = strtok_r(tree, "\r\n", &save); line && r == 0; line = strtok_r(NULL, "\r\n", &save)) {
+    for (char *line = strtok_r(tree, "\r\n", &save); line && r >= 0; line = strtok_r(NULL, "\r\n", &save)) {
         if (strncmp(line, "FlatView", 8) == 0)
             ours = false;
         else if (strncmp(line, " AS \"memory\"", 12) == 0)
             ours = true;
         else if (ours)
             r = translate_line(qmp, line, blocks, mappings, &budget);
+        changed |= r == 1;
     }
-    return r;
+    return r < 0 ? r : changed;
 }
 
 /* Steps 2 to 4. */
@@ -323,9 +338,16 @@ int locate_blocks(struct qmp *qmp, pid_t pid, struct qemu_blocks *blocks)
                              block->name, block->bytes, block->host);
         place(block, mapping);
     }
-    r = translate_visible(qmp, blocks, &mappings);
+    /* A firmware at work moves things about for some milliseconds. */
+    for (unsigned attempt = 0; attempt < ATTEMPTS; attempt++) {
+        r = translate_visible(qmp, blocks, &mappings);
+        if (r != 1 && r != -EAGAIN)
+            break;
+        struct timespec nap = {.tv_nsec = 5000000};
+        nanosleep(&nap, NULL);
+    }
     if (r < 0)
-        return r;
+        return r == -EAGAIN ? -EOPNOTSUPP : r;
     struct contents contents = {.pid = pid};
     r = qmp_call(qmp, HUMAN_MS, &contents.pci, "query-pci", NULL);
     if (r < 0 && r != -EREMOTEIO && r != -ENOSYS) /* a machine without PCI may say so */

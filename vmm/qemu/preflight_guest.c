@@ -212,7 +212,8 @@ static int look_at_run_state(struct preflight *preflight, struct qmp *qmp)
         for (size_t i = 0; status && i < array_length(stopped); i++)
             fit |= strcmp(status, stopped[i]) == 0;
         r = fit ? preflight_add(preflight, 0, QEMU_FINDING_WARNING, "guest",
-                                "it is stopped (%s) and stays so until somebody lets it run", status)
+                                "it is stopped (%s), and stays so unless an engine stopped it and died",
+                                status)
                 : preflight_add(preflight, -EOPNOTSUPP, QEMU_FINDING_REFUSED, "guest",
                                 "its state is \"%s\"; it must be running or paused", status ? status : "?");
     }

@@ -27,6 +27,7 @@ struct qmp {
     size_t used, room;
     size_t searched;         /* no newline in the first `searched` bytes */
     uint64_t sent, answered; /* ids: of the last command sent; of the last one waited for or given up */
+    bool negotiated;         /* replies are to our own commands */
     bool broken;             /* the stream cannot be trusted any more */
     qmp_event_fn *event_fn;
     void *event_ctx;
@@ -46,9 +47,10 @@ static int buffer_grow(struct qmp *qmp)
 {
     if (qmp->room - qmp->used >= READ_BYTES)
         return 0;
-    qmp->broken |= qmp->room >= LINE_MAX_BYTES;
-    if (qmp->broken)
+    if (qmp->room >= LINE_MAX_BYTES) {
+        qmp->broken = true;
         return error_set(-EMSGSIZE, "qmp %s: a line of more than %u bytes", qmp->path, LINE_MAX_BYTES);
+    }
     size_t room = qmp->room ? qmp->room * 2 : 4 * READ_BYTES;
     char *buffer = realloc(qmp->buffer, room);
     if (!buffer)
@@ -232,6 +234,12 @@ static int take_result(struct qmp *qmp, json_t *reply, json_t **ret_result)
     return 0;
 }
 
+static const char *reply_words(const json_t *reply)
+{
+    const char *text = json_string_value(json_object_get(json_object_get(reply, "error"), "desc"));
+    return text ? text : "(no words)";
+}
+
 int qmp_wait(struct qmp *qmp, uint32_t timeout_ms, uint64_t id, json_t **ret_result)
 {
     assert(id > qmp->answered && id <= qmp->sent);
@@ -246,15 +254,23 @@ int qmp_wait(struct qmp *qmp, uint32_t timeout_ms, uint64_t id, json_t **ret_res
             return r;
         json_t *got = json_object_get(reply, "id");
         uint64_t answered = json_is_integer(got) ? (uint64_t)json_integer_value(got) : UINT64_MAX;
-        if (answered >= id) {
-            /* Also for a reply without an id: QEMU could not even parse what we sent. */
-            r = answered == id || !got ? take_result(qmp, reply, ret_result)
-                                       : error_set(-EPROTO, "qmp %s: replies out of order", qmp->path);
+        if (answered == id)
+            r = take_result(qmp, reply, ret_result);
+        else if (!got) /* QEMU could not even parse what we sent */
+            r = error_set(-EPROTO, "qmp %s: a reply without id: %s", qmp->path, reply_words(reply));
+        else if (answered > id && qmp->negotiated)
+            r = error_set(-EPROTO, "qmp %s: replies out of order", qmp->path);
+        else
+            r = 1;
+        if (r != 1) {
             qmp->broken |= answered != id;
             json_decref(reply);
             return r;
         }
-        json_decref(reply); /* late answer to a command that was given up */
+        /* A late answer to a command that was given up. Or, before ours is the first to be answered, to a
+         * command of the client before us: QEMU finishes what it has begun when its client goes, and answers
+         * whoever is connected then. */
+        json_decref(reply);
     }
 }
 
@@ -378,6 +394,7 @@ int qmp_open(struct qmp **ret_qmp, const char *path, uint32_t timeout_ms)
         r = greet(qmp, deadline);
     if (r == 0)
         r = qmp_call(qmp, timeout_ms, NULL, "qmp_capabilities", NULL);
+    qmp->negotiated = true;
     if (r < 0) {
         qmp_close(qmp);
         return r;

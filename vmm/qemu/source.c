@@ -12,11 +12,16 @@
  *
  * A STOP or RESUME outside of our own commands is somebody else's. A RESUME of somebody else's while we hold
  * the guest spoils the capture, since marks were taken of a running guest; save_end() and resume() say so.
+ *
+ * And an engine that is killed while it holds the guest? QEMU keeps our fdsets then (fdset.h), so the next
+ * attachment finds the guest stopped with an engine's fdset in it, and lets it run. While the stop is
+ * somebody else's, or final, a second fdset tells the next engine to leave the guest alone.
  */
 #include "vmm/qemu/qemu.h"
 
 #include "vmm/qemu/blocks.h"
 #include "vmm/qemu/describe.h"
+#include "vmm/qemu/fdset.h"
 #include "vmm/qemu/guest.h"
 #include "vmm/qemu/preflight.h"
 #include "vmm/qemu/read.h"
@@ -29,6 +34,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -53,6 +59,9 @@ struct source {
     bool our_stop; /* valid in HELD: "cont" is ours to say */
     bool io_error; /* a disk error stopped the guest during our own "stop" */
     bool intruded; /* somebody else let the guest run while we held it */
+
+    bool stopped;  /* somebody else stopped the guest, or we did for good */
+    int64_t leave; /* the fdset that says so; -1: none */
 
     int epoll, wake; /* `wake` is readable while events wait here */
     enum vmm_event events[EVENTS_MAX];
@@ -81,14 +90,17 @@ static void on_stop(struct source *source)
 {
     if (source->phase == STOPPING && !source->io_error)
         source->our_stop = true;
-    else
+    else {
+        source->stopped = true;
         push_event(source, VMM_EVENT_STOPPED);
+    }
 }
 
 static void on_resume(struct source *source)
 {
     if (source->phase == RESUMING)
         return;
+    source->stopped = false;
     if (source->phase == CALM)
         push_event(source, VMM_EVENT_RESUMED);
     else
@@ -129,6 +141,22 @@ static int checked(struct source *source, int code)
     return code;
 }
 
+/* Keep what a later engine would find in step with source->stopped. */
+static int tell_later_engines(struct source *source)
+{
+    int r = 0;
+    if (source->stopped && source->leave < 0) {
+        int null cleanup_close = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (null < 0)
+            return error_errno(-errno, "/dev/null");
+        r = fdset_add(source->qmp, null, FDSET_LEAVE, &source->leave);
+    } else if (!source->stopped && source->leave >= 0) {
+        r = fdset_remove(source->qmp, source->leave);
+        source->leave = -1;
+    }
+    return checked(source, r);
+}
+
 static void source_describe(struct vmm *vmm, struct vmm_description *ret_description)
 {
     struct source *source = of(vmm);
@@ -150,8 +178,8 @@ static int source_event_fd(struct vmm *vmm)
 static enum vmm_event source_event(struct vmm *vmm)
 {
     struct source *source = of(vmm);
-    if (!source->over)
-        checked(source, qmp_drain(source->qmp));
+    if (!source->over && checked(source, qmp_drain(source->qmp)) == 0 && source->phase == CALM)
+        tell_later_engines(source);
     if (source->event_count == 0) {
         eventfd_t count;
         eventfd_read(source->wake, &count);
@@ -261,9 +289,11 @@ static int source_halt(struct vmm *vmm)
 {
     struct source *source = of(vmm);
     int r = source->phase == HELD ? 0 : source_pause(vmm);
-    if (r == 0)
-        source->our_stop = false;
-    return r;
+    if (r < 0)
+        return r;
+    source->our_stop = false;
+    source->stopped = true;
+    return tell_later_engines(source);
 }
 
 static void source_close(struct vmm *vmm)
@@ -343,6 +373,29 @@ static int check(struct source *source)
     return r;
 }
 
+/* `ret_held`: the guest stands still because an engine died while it held it. */
+static int who_stopped_it(struct source *source, bool *ret_held)
+{
+    json_t *answer = NULL;
+    int r = qmp_call(source->qmp, COMMAND_MS, &answer, "query-status", NULL);
+    if (r < 0)
+        return r;
+    const char *status = json_string_value(json_object_get(answer, "status"));
+    bool running = status && strcmp(status, "running") == 0, paused = status && strcmp(status, "paused") == 0;
+    json_decref(answer);
+    if (running)
+        return fdset_remove_all(source->qmp, FDSET_LEAVE);
+    bool engine = false, leave = false;
+    r = fdset_find(source->qmp, FDSET_STATE, &engine);
+    if (r == 0)
+        r = fdset_find(source->qmp, FDSET_LEAVE, &leave);
+    if (r < 0)
+        return r;
+    *ret_held = paused && engine && !leave;
+    source->stopped = !*ret_held;
+    return tell_later_engines(source);
+}
+
 static int attach(struct source *source, const char *qmp_path)
 {
     int r = qmp_open(&source->qmp, qmp_path, OPEN_MS);
@@ -350,12 +403,16 @@ static int attach(struct source *source, const char *qmp_path)
         return r;
     source->guest.pid = qmp_pid(source->qmp);
     char *machine cleanup_free = NULL;
-    if ((r = check(source)) < 0 || (r = describe_guest(source->qmp, &source->text)) < 0 ||
+    bool held = false;
+    if ((r = check(source)) < 0 || (r = who_stopped_it(source, &held)) < 0 ||
+        (r = describe_guest(source->qmp, &source->text)) < 0 ||
         (r = describe_machine(source->qmp, &machine)) < 0 || (r = show_blocks(source)) < 0 ||
         (r = state_open(&source->saver, source->qmp, machine)) < 0 || (r = watch(source)) < 0)
         return r;
-    r = track_open(&source->tracker, source->qmp, source->guest.pid, &source->blocks);
-    return r < 0 ? r : fault_point(FAULT_ATTACH);
+    if ((r = track_open(&source->tracker, source->qmp, source->guest.pid, &source->blocks)) < 0 ||
+        (r = fault_point(FAULT_ATTACH)) < 0)
+        return r;
+    return held ? let_run(source) : 0;
 }
 
 int qemu_attach(struct vmm **ret_source, const char *qmp_path)
@@ -365,6 +422,7 @@ int qemu_attach(struct vmm **ret_source, const char *qmp_path)
         return error_set(-ENOMEM, "qemu: no memory");
     source->guest.vmm.ops = &source_ops;
     source->epoll = source->wake = -1;
+    source->leave = -1;
     int r = attach(source, qmp_path);
     if (r < 0) {
         char text[ERROR_TEXT_MAX];

@@ -20,6 +20,8 @@
  */
 #include "vmm/qemu/state.h"
 
+#include "vmm/qemu/fdset.h"
+
 #include "base/error.h"
 #include "base/scope.h"
 
@@ -33,8 +35,6 @@
 #define STATE_MAX    (64 << 20)
 #define MACHINE_MAX  128
 #define HEADER_BYTES 8
-#define COMMAND_MS   10000
-#define FDSET_OPAQUE "understudy-state"
 
 #define SECTION_START         0x01
 #define SECTION_FULL          0x04
@@ -50,29 +50,6 @@ struct state_saver {
     char machine[MACHINE_MAX];
     size_t machine_bytes;
 };
-
-/* What an engine that was killed has left. QEMU drops an fdset by itself when the monitor's client goes, but
- * not while the guest is stopped. */
-static int remove_old_fdsets(struct qmp *qmp)
-{
-    json_t *sets = NULL;
-    int r = qmp_call(qmp, COMMAND_MS, &sets, "query-fdsets", NULL);
-    if (r < 0)
-        return r;
-    size_t i;
-    json_t *set;
-    json_array_foreach (sets, i, set) {
-        json_t *first = json_array_get(json_object_get(set, "fds"), 0);
-        const char *opaque = json_string_value(json_object_get(first, "opaque"));
-        if (opaque && strcmp(opaque, FDSET_OPAQUE) == 0)
-            r = qmp_call(qmp, COMMAND_MS, NULL, "remove-fd", "{s:I}", "fdset-id",
-                         json_integer_value(json_object_get(set, "fdset-id")));
-        if (r < 0)
-            break;
-    }
-    json_decref(sets);
-    return r;
-}
 
 static int make_memfd(struct state_saver *saver)
 {
@@ -102,15 +79,11 @@ int state_open(struct state_saver **ret_saver, struct qmp *qmp, const char *mach
     else
         strcpy(saver->machine, machine);
     if (r == 0)
-        r = remove_old_fdsets(qmp);
+        r = fdset_remove_all(qmp, FDSET_STATE); /* what an engine that was killed has left */
     if (r == 0)
         r = make_memfd(saver);
-    json_t *added = NULL;
     if (r == 0)
-        r = qmp_call_fd(qmp, COMMAND_MS, &added, saver->writer, "add-fd", "{s:s}", "opaque", FDSET_OPAQUE);
-    if (r == 0)
-        saver->fdset = json_integer_value(json_object_get(added, "fdset-id"));
-    json_decref(added);
+        r = fdset_add(qmp, saver->writer, FDSET_STATE, &saver->fdset);
     if (r < 0) {
         state_close(saver);
         return r;
@@ -124,7 +97,7 @@ void state_close(struct state_saver *saver)
     if (!saver)
         return;
     if (saver->fdset >= 0)
-        qmp_call(saver->qmp, COMMAND_MS, NULL, "remove-fd", "{s:I}", "fdset-id", (json_int_t)saver->fdset);
+        fdset_remove(saver->qmp, saver->fdset);
     if (saver->reader >= 0)
         close(saver->reader);
     if (saver->writer >= 0)
