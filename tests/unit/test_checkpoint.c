@@ -444,6 +444,60 @@ static void fingerprints_and_probe_are_of_the_capture(void **state)
     }
 }
 
+/* A guest whose reads take as long as the test wants. */
+static atomic_bool reading, may_read;
+static const struct vmm_ops *fast_ops;
+
+static int slow_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
+{
+    atomic_store(&reading, true);
+    while (!atomic_load(&may_read))
+        sched_yield();
+    int r = fast_ops->read(vmm, ranges, count, to);
+    atomic_store(&reading, false);
+    return r;
+}
+
+static void *abandon(void *argument)
+{
+    struct kit *kit = argument;
+    checkpoint_abandoned(kit->checkpoint);
+    assert_false(atomic_load(&reading));
+    return NULL;
+}
+
+static void abandoning_waits_for_lanes_at_work(void **state)
+{
+    (void)state;
+    struct kit *kit =
+        kit_new((struct memory_options){.blocks = {{"ram", 50 * PAGE}}, .block_count = 1, .unmapped = true},
+                (struct checkpoint_config){0});
+    assert_int_equal(checkpoint_begin(kit->checkpoint), 0);
+    struct vmm_ops slow_ops = *kit->guest->ops;
+    slow_ops.read = slow_read;
+    fast_ops = kit->guest->ops;
+    kit->guest->ops = &slow_ops;
+    uint64_t pages;
+    assert_int_equal(checkpoint_round(kit->checkpoint, 1, 1, 0, &pages), 0);
+
+    atomic_bool stop = false;
+    struct pump lane = {.kit = kit, .stop = &stop, .drop = true};
+    pthread_t threads[2];
+    assert_int_equal(pthread_create(&threads[0], NULL, pump, &lane), 0);
+    while (!atomic_load(&reading))
+        sched_yield();
+    checkpoint_cancel(kit->checkpoint);
+    assert_int_equal(pthread_create(&threads[1], NULL, abandon, kit), 0);
+    usleep(50000);
+    atomic_store(&may_read, true);
+    pthread_join(threads[1], NULL);
+    atomic_store(&stop, true);
+    pthread_join(threads[0], NULL);
+    assert_int_equal(kit->sent, 0);
+    kit->guest->ops = fast_ops;
+    kit_free(kit);
+}
+
 static void *write_for_ever(void *argument)
 {
     struct pump *writer = argument;
@@ -583,6 +637,7 @@ int main(void)
         cmocka_unit_test(a_pause_without_end_is_given_up),
         cmocka_unit_test(a_slow_copy_is_given_up_before_anything_is_sent),
         cmocka_unit_test(fingerprints_and_probe_are_of_the_capture),
+        cmocka_unit_test(abandoning_waits_for_lanes_at_work),
         cmocka_unit_test(threads_agree),
         cmocka_unit_test(memory_does_not_grow),
     };
