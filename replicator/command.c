@@ -115,7 +115,7 @@ static int end_of_daemon(const char *command, int r)
 {
     if (r == 0)
         return EXIT_OK;
-    if (r == -1) /* the machine said why already */
+    if (r > 0) /* the machine said why already */
         return EXIT_FAILED;
     return fail(command, r == -EOPNOTSUPP || r == -EBUSY ? EXIT_REFUSED : EXIT_FAILED);
 }

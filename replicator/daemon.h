@@ -6,7 +6,7 @@
 
 /*
  * The two daemons. Each runs in the foreground until the operator, the guest or a signal ends it. Return 0
- * after an orderly end, -1 when the role machine ended with a failure that it has reported, another negative
+ * after an orderly end, 1 when the role machine ended with a failure that it has reported, a negative
  * errno with error_text() when the daemon could not start (-EOPNOTSUPP, -EBUSY: the guest's preflight
  * refused) or go on.
  */

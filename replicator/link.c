@@ -299,11 +299,17 @@ static struct link *link_new(struct links *links, uint64_t number)
 
 static void link_free(struct links *links, struct link *link)
 {
-    /* Stop all before joining any, so that the waits overlap. */
-    for (unsigned i = 0; i <= WIRE_LANES_MAX; i++)
+    /*
+     * The control lane goes first and alone: its last frame (GOODBYE, REFUSE) says why the session ends, and
+     * a peer that saw a data lane end before it would take that for the reason. The data lanes' waits
+     * overlap.
+     */
+    if (link->lane[0])
+        connection_free(links, link->lane[0]);
+    for (unsigned i = 1; i <= WIRE_LANES_MAX; i++)
         if (link->lane[i] && link->lane[i]->lane)
             lane_stop(link->lane[i]->lane);
-    for (unsigned i = 0; i <= WIRE_LANES_MAX; i++)
+    for (unsigned i = 1; i <= WIRE_LANES_MAX; i++)
         if (link->lane[i])
             connection_free(links, link->lane[i]);
     {

@@ -104,7 +104,7 @@ static void run_hold(struct job *base, void *daemon)
     (void)base;
     if (protect->held)
         return;
-    if (protect->guest->ops->pause(protect->guest) < 0)
+    if (protect->guest->ops->hold(protect->guest) < 0)
         log_error("hold the guest: %s", error_text());
     else
         protect->held = true;
@@ -675,5 +675,5 @@ int daemon_protect(struct config *config)
     json_decref(protect->verify.blocks);
     json_decref(protect->verify.block_pages);
     free(protect->verify.slice.fingerprints);
-    return r < 0 ? r : -protect->hub.exit_code;
+    return r < 0 ? r : protect->hub.exit_code;
 }

@@ -121,6 +121,7 @@ static void hello_to_rival(struct standby *standby, const struct role_event *eve
 {
     struct role_core *core = &standby->core;
     if (core->state == STANDBY_ARBITRATING) {
+        role_heard(core); /* should the arbiter not answer, the primary is not silent any more */
         turn_away(standby, event, WIRE_REFUSE_BUSY, "takeover is being decided");
         return;
     }
@@ -156,8 +157,11 @@ static void on_hello(struct standby *standby, const struct role_event *event)
         return;
     }
     if (core->session) {
-        /* The same guest comes again: its engine has given the old session up, we have not noticed yet. */
-        if (memcmp(hello->history, standby->history, sizeof hello->history) != 0) {
+        /* The same guest comes again: its engine has given the old session up, or is a new one on the same
+         * host, and we have not noticed yet. To refuse it as long as the old session lasts would be to take
+         * over from a primary that calls us. */
+        if (memcmp(hello->history, standby->history, sizeof hello->history) != 0 &&
+            strncmp(hello->host, core->peer, sizeof core->peer) != 0) {
             turn_away(standby, event, WIRE_REFUSE_BUSY, "a session with %s is up",
                       core->peer[0] ? core->peer : "a primary");
             return;

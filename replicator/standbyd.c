@@ -408,5 +408,5 @@ int daemon_standby(struct config *config)
     hub_close(&standbyd->hub);
     standby_free(standbyd->machine);
     free(standbyd->described.text);
-    return r < 0 ? r : -standbyd->hub.exit_code;
+    return r < 0 ? r : standbyd->hub.exit_code;
 }

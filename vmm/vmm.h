@@ -90,8 +90,10 @@ struct vmm_ops {
     /* source */
     /* Protect all blocks while the guest runs. Afterwards every write to a page leaves a mark. */
     int (*track)(struct vmm *);
-    /* Stop the guest and drain its I/O. */
+    /* Stop the guest and drain its I/O. Should this process die before resume(), the guest runs again. */
     int (*pause)(struct vmm *);
+    /* As pause(), but the guest stays stopped until resume(), whatever becomes of this process. */
+    int (*hold)(struct vmm *);
     /* Append the marked ranges. With `clear` the marks are taken and the pages protected again, which is
      * exact only between pause() and resume() (asserted). */
     int (*scan)(struct vmm *, bool clear, struct vmm_ranges *to);

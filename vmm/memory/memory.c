@@ -284,6 +284,7 @@ static const struct vmm_ops memory_ops = {
     .close = memory_close,
     .track = memory_track,
     .pause = memory_pause,
+    .hold = memory_pause,
     .scan = memory_scan,
     .save_begin = memory_save_begin,
     .save_end = memory_save_end,

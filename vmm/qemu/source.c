@@ -13,15 +13,18 @@
  * A STOP or RESUME outside of our own commands is somebody else's. A RESUME of somebody else's while we hold
  * the guest spoils the capture, since marks were taken of a running guest; save_end() and resume() say so.
  *
- * And an engine that is killed while it holds the guest? QEMU keeps our fdsets then (fdset.h), so the next
- * attachment finds the guest stopped with an engine's fdset in it, and lets it run. While the stop is
- * somebody else's, or final, a second fdset tells the next engine to leave the guest alone.
+ * And an engine that is killed while it holds the guest? The guard (guard.h) lets the guest run at once.
+ * Should the guard have been killed with it: QEMU keeps our fdsets while the guest is stopped (fdset.h), so
+ * the next attachment finds the guest stopped with an engine's fdset in it, and lets it run. While the stop
+ * is somebody else's, or is to outlive us, the guard is not armed, and a second fdset tells the next engine
+ * to leave the guest alone.
  */
 #include "vmm/qemu/qemu.h"
 
 #include "vmm/qemu/blocks.h"
 #include "vmm/qemu/describe.h"
 #include "vmm/qemu/fdset.h"
+#include "vmm/qemu/guard.h"
 #include "vmm/qemu/guest.h"
 #include "vmm/qemu/preflight.h"
 #include "vmm/qemu/read.h"
@@ -54,13 +57,15 @@ struct source {
     char *text;
     struct tracker *tracker;
     struct state_saver *saver;
+    struct guard *guard;
 
     enum { CALM, STOPPING, HELD, RESUMING } phase;
     bool our_stop; /* valid in HELD: "cont" is ours to say */
     bool io_error; /* a disk error stopped the guest during our own "stop" */
     bool intruded; /* somebody else let the guest run while we held it */
 
-    bool stopped;  /* somebody else stopped the guest, or we did for good */
+    bool stopped;  /* somebody else stopped the guest, or our own stop is to outlive us */
+    bool kept;     /* the latter: hold() or halt() */
     int64_t leave; /* the fdset that says so; -1: none */
 
     int epoll, wake; /* `wake` is readable while events wait here */
@@ -221,7 +226,11 @@ static int source_pause(struct vmm *vmm)
         return r;
     source->our_stop = source->io_error = source->intruded = false;
     source->phase = STOPPING;
+    if (!source->stopped)
+        guard_arm(source->guard);
     r = checked(source, qmp_call(source->qmp, STOP_MS, NULL, "stop", NULL));
+    if (r < 0 || !source->our_stop)
+        guard_disarm(source->guard);
     if (r == 0) {
         source->phase = HELD;
         return 0;
@@ -280,20 +289,35 @@ static int source_resume(struct vmm *vmm)
     int r = checked(source, qmp_drain(source->qmp));
     if (r == 0 && source->our_stop)
         r = let_run(source);
+    guard_disarm(source->guard);
     source->phase = CALM;
+    if (r == 0 && source->kept) {
+        source->kept = source->stopped = false;
+        r = tell_later_engines(source);
+    }
     return r < 0 ? r : intruded(source);
 }
 
-/* Held with the stop declared somebody else's: neither resume() nor close() lets the guest run again. */
-static int source_halt(struct vmm *vmm)
+/* Neither our death nor close() lets the guest run again; resume() does. */
+static int source_hold(struct vmm *vmm)
 {
     struct source *source = of(vmm);
     int r = source->phase == HELD ? 0 : source_pause(vmm);
     if (r < 0)
         return r;
-    source->our_stop = false;
-    source->stopped = true;
+    guard_disarm(source->guard);
+    if (source->our_stop)
+        source->kept = source->stopped = true;
     return tell_later_engines(source);
+}
+
+/* Held, and not even resume() lets it run. */
+static int source_halt(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    int r = source_hold(vmm);
+    source->our_stop = source->our_stop && r < 0;
+    return r;
 }
 
 static void source_close(struct vmm *vmm)
@@ -301,8 +325,9 @@ static void source_close(struct vmm *vmm)
     if (!vmm)
         return;
     struct source *source = of(vmm);
-    if (source->phase == HELD)
+    if (source->phase == HELD && !source->kept)
         source_resume(vmm);
+    guard_close(source->guard);
     track_close(source->tracker);
     for (size_t i = 0; i < source->blocks.count; i++)
         if (source->shown[i].map)
@@ -324,6 +349,7 @@ static const struct vmm_ops source_ops = {
     .event_fd = source_event_fd,
     .event = source_event,
     .halt = source_halt,
+    .hold = source_hold,
     .close = source_close,
     .track = source_track,
     .pause = source_pause,
@@ -404,6 +430,8 @@ static int attach(struct source *source, const char *qmp_path)
     source->guest.pid = qmp_pid(source->qmp);
     char *machine cleanup_free = NULL;
     bool held = false;
+    if ((r = guard_open(&source->guard, qmp_fd(source->qmp))) < 0)
+        return r;
     if ((r = check(source)) < 0 || (r = who_stopped_it(source, &held)) < 0 ||
         (r = describe_guest(source->qmp, &source->text)) < 0 ||
         (r = describe_machine(source->qmp, &machine)) < 0 || (r = show_blocks(source)) < 0 ||
