@@ -192,6 +192,8 @@ static void deliver_running(struct note *note, void *daemon)
     struct standby_job *job = (struct standby_job *)note;
     struct standbyd *standbyd = daemon;
     if (job->event.code == 0) {
+        if (job->timing.announce_failed)
+            log_warning("the guest runs, but the network was not told where it is now");
         standbyd->running = true;
         standbyd->running_ns = job->running_ns;
         standbyd->timing = job->timing;
