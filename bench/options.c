@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <getopt.h>
-#include <stdio.h>
 #include <string.h>
 
 static const char *const compression_names[] = {
@@ -33,12 +32,12 @@ static void help(void)
          "memory\n"
          "  epochs      captures of dirty pages: staged, sent, staged again, verified, acknowledged, "
          "applied\n\n"
-         "  --size BYTES         guest memory (default 1G; suffixes K, M, G)\n"
+         "  --size BYTES         guest memory (default 1GiB)\n"
          "  --lanes N            TLS connections; the ceiling gets as many (default 2)\n"
          "  --data KIND          random, zero, text or mixed (default random)\n"
          "  --compression HOW    auto, none or lz4 (default auto)\n"
          "  --epochs N           epochs in each round (default 16; 0: none)\n"
-         "  --epoch-size BYTES   dirty memory of each epoch (default 64M)\n"
+         "  --epoch-size BYTES   dirty memory of each epoch (default 64MiB)\n"
          "  --rounds N           how often all is measured (default 5)\n"
          "  --json               print the results as JSON\n"
          "  --help               print this\n\n"
@@ -53,8 +52,8 @@ static int parse_bytes(const char *name, const char *text, uint64_t min, uint64_
     unsigned shift = 0;
     if (*end) {
         const char *suffix = strchr("KMGT", *end);
-        if (!suffix || end[1])
-            return error_set(-EINVAL, "--%s: '%s' is no size (a number and K, M, G or T)", name, text);
+        if (!suffix || (end[1] && strcmp(end + 1, "iB") != 0))
+            return error_set(-EINVAL, "--%s: '%s' is no size (a number and KiB, MiB, GiB or TiB)", name, text);
         shift = 10 * (unsigned)(suffix - "KMGT" + 1);
     }
     if (errno || end == text || text[0] == '-' || number > (1ull << 40) >> shift || number << shift < min)
