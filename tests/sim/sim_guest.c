@@ -140,6 +140,8 @@ static void round_end(struct sim *sim, int index, struct job *job)
 {
     struct host *host = &sim->hosts[index];
     struct guest *guest = &host->guest;
+    if (guest->state != GUEST_ALIVE && guest->state != GUEST_YIELDED)
+        job->code = -ESRCH;
     if (job->code < 0) {
         guest->paused = false;
         host->tracker.pending |= job->mask;
@@ -182,6 +184,12 @@ static void prepared(struct sim *sim, int index, struct job *job)
     } else {
         if (job->fresh && restorer->committed)
             check_fail(sim, "host%d: a fresh guest is launched over a committed checkpoint", index);
+        /* Its process is gone, and the engine has not heard of that yet. */
+        if (restorer->broken && host->guest.state == GUEST_NONE && !job->fresh) {
+            job->code = -EIO;
+            reply(sim, index, job, EVENT_PREPARED, 0);
+            return;
+        }
         if (restorer->broken && !job->fresh)
             check_fail(sim, "host%d: a broken guest is used again", index);
         if (job->fresh || host->guest.state == GUEST_NONE) {

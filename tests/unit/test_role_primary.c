@@ -296,6 +296,7 @@ static void test_answers_of_a_former_session(void **state)
     expect_no(ACTION_COMMITTED);
     reconnect();
     greeted(true, history, 1);
+    assert_int_equal(find(ACTION_ROUND)->epoch, epoch + 1); /* no number ever means two contents */
     say(EVENT_ACK, .session = former, .epoch = epoch);
     say(EVENT_ROUND, .session = former, .epoch = epoch, .captured = true);
     assert_int_equal(kit.actions.count, 0);

@@ -261,6 +261,7 @@ static void test_second_session(void **state)
     /* Another guest's: the one that is up stays. */
     struct message_hello other = kit_hello();
     memcpy(other.history, other_history, sizeof other.history);
+    strcpy(other.host, "elsewhere");
     say(EVENT_HELLO, .session = 2, .hello = &other);
     assert_int_equal(find_send(WIRE_REFUSE)->refusal, WIRE_REFUSE_BUSY);
     assert_int_equal(find(ACTION_DISCONNECT)->session, 2);
@@ -274,6 +275,12 @@ static void test_second_session(void **state)
     assert_int_equal(find_send(WIRE_WELCOME)->welcome.committed_epoch, 1);
     say(EVENT_LINK_DOWN, .session = 1);
     expect_state(STANDBY_GREETED);
+    /* Its engine died and is back before we have noticed: a new history, the same host. */
+    strcpy(other.host, "there");
+    say(EVENT_HELLO, .session = 4, .hello = &other);
+    assert_int_equal(find(ACTION_DISCONNECT)->session, 3);
+    expect_send(WIRE_WELCOME);
+    assert_int_equal(status().session, 4);
 }
 
 static void test_prepare_fails(void **state)
@@ -509,6 +516,25 @@ static void test_arbiter(void **state)
     expect_state(STANDBY_TAKING_OVER);
 }
 
+static void test_primary_went_alone(void **state)
+{
+    (void)state;
+    protect(arbitrated());
+    say(EVENT_LINK_DOWN);
+    run_ms(100);
+    session(2, 2); /* it won the arbitration before it came back; nothing new is committed yet */
+    say(EVENT_LINK_DOWN);
+    run_ms(10000);
+    expect_state(STANDBY_LOST);
+    expect_no(ACTION_ARBITRATE);
+    session(3, 2);
+    commit_and_apply(2);
+    say(EVENT_LINK_DOWN);
+    run_until(ACTION_ARBITRATE);
+    assert_int_equal(find(ACTION_ARBITRATE)->from, 2);
+    assert_int_equal(find(ACTION_ARBITRATE)->to, 3);
+}
+
 static void test_arbiter_unreachable(void **state)
 {
     (void)state;
@@ -524,8 +550,14 @@ static void test_arbiter_unreachable(void **state)
         assert_int_equal(kit.now_ns - then_ns, MS(wanted_ms));
         wanted_ms *= 2;
     }
+    hello(2, 1); /* turned away, but no longer silent */
+    assert_int_equal(find_send(WIRE_REFUSE)->refusal, WIRE_REFUSE_BUSY);
+    uint64_t heard_ns = kit.now_ns;
     say(EVENT_ARBITER, .arbiter = ARBITER_UNREACHABLE);
-    hello(2, 1); /* no longer silent */
+    run_until(ACTION_ARBITRATE);
+    assert_true(kit.now_ns - heard_ns >= MS(250));
+    say(EVENT_ARBITER, .arbiter = ARBITER_UNREACHABLE);
+    hello(2, 1);
     expect_send(WIRE_WELCOME);
     kit.session = 2;
     run_ms(200);
@@ -635,6 +667,7 @@ int main(void)
         unit(test_operator_takes_over),
         unit(test_takeover_waits_for_apply),
         unit(test_arbiter),
+        unit(test_primary_went_alone),
         unit(test_arbiter_unreachable),
         unit(test_guest_breaks_while_the_arbiter_is_asked),
         unit(test_active),
