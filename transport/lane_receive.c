@@ -12,7 +12,7 @@
  * Theory of operation
  *
  *   socket ──multishot receive──► provided buffers ──BIO──► OpenSSL ──► plain (mapped twice) ──► frame()
- *            kernel picks a buffer    16 x 64 KiB            decrypts |..tail####head....|..tail####head....|
+ *            kernel picks a buffer    8 x 64 KiB             decrypts |..tail####head....|..tail####head....|
  *
  * One submission keeps receiving for the life of the lane; each completion names the buffer that the kernel
  * filled. A buffer goes back to the kernel when OpenSSL has taken its last byte. When all are full the

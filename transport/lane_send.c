@@ -101,10 +101,8 @@ void lane_send_close(struct lane *lane)
 {
     if (lane->send.memory)
         munmap(lane->send.memory, lane->send.memory_bytes);
-    if (lane->send.plain_memory) {
-        explicit_bzero(lane->send.plain_memory, lane->send.plain_memory_bytes);
+    if (lane->send.plain_memory)
         munmap(lane->send.plain_memory, lane->send.plain_memory_bytes);
-    }
 }
 
 /* The lowest free one: with ordinary sends the same two are used over and over and stay in the cache. */
