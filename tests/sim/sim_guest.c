@@ -182,7 +182,7 @@ static void prepared(struct sim *sim, int index, struct job *job)
     if (job->cancelled) {
         job->code = -ECANCELED;
     } else {
-        if (job->fresh && restorer->committed)
+        if (job->fresh && restorer->committed && host->guest.state == GUEST_WAITING)
             check_fail(sim, "host%d: a fresh guest is launched over a committed checkpoint", index);
         /* Its process is gone, and the engine has not heard of that yet. */
         if (restorer->broken && host->guest.state == GUEST_NONE && !job->fresh) {
