@@ -207,7 +207,7 @@ static void test_answers_to_the_client_before(void **state)
 {
     (void)state;
     struct qmp *qmp = NULL;
-    START(GREETING,
+    START("{\"id\": 16, \"return\": {}}\r\n" GREETING,
           "{\"id\": 17, \"return\": \"old\"}\r\n{\"id\": 3, \"error\": {}}\r\n" NEGOTIATED NEGOTIATED,
           "{\"id\": 2, \"return\": \"new\"}\r\n", "");
     assert_int_equal(qmp_open(&qmp, t.path, 5000), 0);

@@ -362,7 +362,12 @@ static int connect_to(struct qmp *qmp, const char *path, uint32_t timeout_ms)
 static int greet(struct qmp *qmp, uint64_t deadline_ns)
 {
     json_t *greeting = NULL;
-    int r = next_reply(qmp, deadline_ns, &greeting);
+    int r;
+    do { /* past an answer to the client before us; see qmp_wait() */
+        json_decref(greeting);
+        greeting = NULL;
+        r = next_reply(qmp, deadline_ns, &greeting);
+    } while (r > 0 && json_object_get(greeting, "id"));
     if (r < 0)
         return r;
     if (r == 0)
