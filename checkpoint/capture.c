@@ -28,10 +28,6 @@
  * number is burnt and the session with it.
  */
 
-/* Between looks at the clock while copying: 4 MiB, about a millisecond. */
-#define BATCH_PAGES  1024u
-#define BATCH_RANGES 256u
-
 struct capture {
     struct checkpoint *checkpoint;
     uint64_t generation, epoch;
@@ -46,15 +42,6 @@ struct capture {
     size_t state_bytes;
 };
 
-static int too_long(const struct capture *capture, uint64_t more_ns, const char *doing)
-{
-    if (clock_now_ns() + more_ns <= capture->deadline_ns)
-        return 0;
-    return error_set(-ETIME, "epoch %llu: %s %llu pages would stop the guest for more than %.1f ms",
-                     (unsigned long long)capture->epoch, doing, (unsigned long long)capture->pages,
-                     (double)capture->checkpoint->config.pause_limit_ns / (double)NS_PER_MS);
-}
-
 /* Is there hope to be done in time? Asked before anything is sent, when giving up costs nothing. */
 static int judge(const struct capture *capture)
 {
@@ -62,33 +49,11 @@ static int judge(const struct capture *capture)
     uint64_t inside_ns = pace_pause_ns(&checkpoint->pace, capture->pages - capture->direct) -
                          (uint64_t)checkpoint->pace.stop_ns - (uint64_t)checkpoint->pace.scan_ns;
     uint64_t drain_ns = (uint64_t)(plan_page_ns(&checkpoint->plan) * (double)capture->direct);
-    return too_long(capture, inside_ns > drain_ns ? inside_ns : drain_ns, "copying");
-}
-
-/* Copy the pages of `set` behind the first `skip` to staging. */
-static int stage(struct capture *capture, const struct pageset *set, uint64_t skip)
-{
-    struct checkpoint *checkpoint = capture->checkpoint;
-    struct pageset_cursor cursor = {0};
-    struct vmm_range ranges[BATCH_RANGES];
-    uint8_t *to = checkpoint->staging;
-    pageset_skip(set, &cursor, skip);
-    for (;;) {
-        size_t count = 0;
-        uint64_t pages = 0;
-        while (count < BATCH_RANGES && pages < BATCH_PAGES &&
-               pageset_next(set, &cursor, BATCH_PAGES - pages, &ranges[count]))
-            pages += ranges[count++].pages;
-        if (!count)
-            return 0;
-        int r = source_read(checkpoint->source, &checkpoint->guest, ranges, count, to);
-        if (r < 0)
-            return error_add(r, "staging %llu pages", (unsigned long long)pages);
-        to += pages * VMM_PAGE_BYTES;
-        r = too_long(capture, 0, "copying");
-        if (r < 0)
-            return r;
-    }
+    if (clock_now_ns() + (inside_ns > drain_ns ? inside_ns : drain_ns) <= capture->deadline_ns)
+        return 0;
+    return error_set(-ETIME, "%llu pages would stop the guest for more than %.1f ms",
+                     (unsigned long long)capture->pages,
+                     (double)checkpoint->config.pause_limit_ns / (double)NS_PER_MS);
 }
 
 static int look_at_memory(struct capture *capture)
@@ -121,8 +86,15 @@ static int copy_dirty(struct capture *capture)
         capture->published = true;
         checkpoint->config.ready(checkpoint->config.ctx);
     }
+    struct copy_job job = {.source = checkpoint->source,
+                           .guest = &checkpoint->guest,
+                           .set = capture->published ? &checkpoint->round : &checkpoint->pending,
+                           .skip = capture->direct,
+                           .pages = capture->pages - capture->direct,
+                           .to = checkpoint->staging,
+                           .deadline_ns = capture->deadline_ns};
     uint64_t start_ns = clock_now_ns();
-    r = stage(capture, capture->published ? &checkpoint->round : &checkpoint->pending, capture->direct);
+    r = copier_run(&checkpoint->copier, &job);
     capture->times.copy_ns = clock_now_ns() - start_ns;
     return r;
 }

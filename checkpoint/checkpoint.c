@@ -53,6 +53,12 @@ int checkpoint_new(struct checkpoint **ret_checkpoint, struct vmm *source,
         free(checkpoint);
         return r;
     }
+    r = copier_init(&checkpoint->copier);
+    if (r < 0) {
+        plan_fini(&checkpoint->plan);
+        free(checkpoint);
+        return r;
+    }
     pthread_mutex_init(&checkpoint->lock, NULL);
     size_t lanes_bytes = config->lanes * sizeof *checkpoint->lanes;
     checkpoint->lanes = aligned_alloc(_Alignof(struct checkpoint_lane), lanes_bytes);
@@ -85,6 +91,7 @@ void checkpoint_free(struct checkpoint *checkpoint)
 {
     if (!checkpoint)
         return;
+    copier_fini(&checkpoint->copier);
     for (unsigned i = 0; checkpoint->lanes && i < checkpoint->config.lanes; i++)
         encoder_fini(&checkpoint->lanes[i].encoder);
     free(checkpoint->lanes);

@@ -3,6 +3,7 @@
 #define UNDERSTUDY_CHECKPOINT_INTERNAL_H
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/copier.h"
 #include "checkpoint/encode.h"
 #include "checkpoint/pace.h"
 #include "checkpoint/pageset.h"
@@ -38,6 +39,7 @@ struct checkpoint {
     uint64_t probe_offset;
     bool probe_set;
     uint8_t *scratch; /* a chunk of pages */
+    struct copier copier;
 
     struct plan plan; /* has its own lock */
 

@@ -13,6 +13,8 @@
 #define LANES_MAX 3u
 #define PAGE      WIRE_PAGE_BYTES
 
+static const struct vmm_ops *memory_ops; /* while a test stands before them */
+
 struct kit {
     struct memory_options options;
     struct vmm *guest;
@@ -444,16 +446,58 @@ static void fingerprints_and_probe_are_of_the_capture(void **state)
     }
 }
 
+/* A guest whose pages from `bad_page` on cannot be read. */
+static uint64_t bad_page;
+
+static int failing_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
+{
+    for (size_t i = 0; i < count; i++)
+        if (ranges[i].first + ranges[i].pages > bad_page)
+            return error_set(-EIO, "page %llu is bad", (unsigned long long)bad_page);
+    return memory_ops->read(vmm, ranges, count, to);
+}
+
+static void many_pages_are_copied_by_two(void **state)
+{
+    (void)state;
+    for (int unmapped = 0; unmapped < 2; unmapped++) {
+        struct memory_options options = {
+            .blocks = {{"ram", 6000 * PAGE}, {"vga", 500 * PAGE}}, .block_count = 2, .unmapped = unmapped};
+        struct kit *kit = kit_new(options, (struct checkpoint_config){0});
+        protect(kit);
+        for (uint64_t p = 0; p < 6000; p += 1 + p % 3)
+            fill(kit, 0, p, (unsigned)p, false);
+        for (uint64_t p = 0; p < 500; p++)
+            fill(kit, 1, p, (unsigned)p + 9, false);
+        struct checkpoint_capture captured;
+        if (unmapped) { /* each thread's failure is told */
+            struct vmm_ops ops = *kit->guest->ops;
+            memory_ops = kit->guest->ops;
+            ops.read = failing_read;
+            kit->guest->ops = &ops;
+            for (bad_page = 100; bad_page <= 5900; bad_page += 5800) {
+                assert_int_equal(checkpoint_capture(kit->checkpoint, 1, kit->epoch, 0, NULL, &captured),
+                                 -EIO);
+                assert_text_has("is bad", "capture of epoch 2");
+                assert_true(memory_guest_running(kit->guest));
+            }
+            kit->guest->ops = memory_ops;
+        }
+        assert_true(capture(kit, 0).dirty_pages >= 2 * 2048);
+        mirror_assert_equal(&kit->mirror, kit->guest);
+        kit_free(kit);
+    }
+}
+
 /* A guest whose reads take as long as the test wants. */
 static atomic_bool reading, may_read;
-static const struct vmm_ops *fast_ops;
 
 static int slow_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
 {
     atomic_store(&reading, true);
     while (!atomic_load(&may_read))
         sched_yield();
-    int r = fast_ops->read(vmm, ranges, count, to);
+    int r = memory_ops->read(vmm, ranges, count, to);
     atomic_store(&reading, false);
     return r;
 }
@@ -475,7 +519,7 @@ static void abandoning_waits_for_lanes_at_work(void **state)
     assert_int_equal(checkpoint_begin(kit->checkpoint), 0);
     struct vmm_ops slow_ops = *kit->guest->ops;
     slow_ops.read = slow_read;
-    fast_ops = kit->guest->ops;
+    memory_ops = kit->guest->ops;
     kit->guest->ops = &slow_ops;
     uint64_t pages;
     assert_int_equal(checkpoint_round(kit->checkpoint, 1, 1, 0, &pages), 0);
@@ -494,7 +538,7 @@ static void abandoning_waits_for_lanes_at_work(void **state)
     atomic_store(&stop, true);
     pthread_join(threads[0], NULL);
     assert_int_equal(kit->sent, 0);
-    kit->guest->ops = fast_ops;
+    kit->guest->ops = memory_ops;
     kit_free(kit);
 }
 
@@ -637,6 +681,7 @@ int main(void)
         cmocka_unit_test(a_pause_without_end_is_given_up),
         cmocka_unit_test(a_slow_copy_is_given_up_before_anything_is_sent),
         cmocka_unit_test(fingerprints_and_probe_are_of_the_capture),
+        cmocka_unit_test(many_pages_are_copied_by_two),
         cmocka_unit_test(abandoning_waits_for_lanes_at_work),
         cmocka_unit_test(threads_agree),
         cmocka_unit_test(memory_does_not_grow),

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_CHECKPOINT_COPIER_H
+#define UNDERSTUDY_CHECKPOINT_COPIER_H
+
+#include "base/error.h"
+#include "checkpoint/pageset.h"
+
+#include <pthread.h>
+
+/*
+ * Copying the pages of a paused guest to staging, by the caller and one helper thread when there are many.
+ *
+ * While the guest stands still its processors are idle, and two threads copy mapped memory 1.9 times as fast
+ * as one (process_vm_readv: 1.4 times); waking the helper costs some ten microseconds, so few pages are left
+ * to the caller alone.
+ */
+#define COPIER_HELP_PAGES 2048u /* from here on the helper takes half */
+
+struct copy_job {
+    struct vmm *source;
+    const struct vmm_description *guest;
+    const struct pageset *set;
+    uint64_t skip, pages; /* of the set, in its order */
+    uint8_t *to;
+    uint64_t deadline_ns; /* -ETIME when it passes */
+};
+
+struct copier {
+    pthread_t thread;
+    bool started;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct copy_job *job; /* the helper's; NULL when it is done */
+    bool ending;
+    int result; /* of the helper's latest */
+    char text[ERROR_TEXT_MAX];
+};
+
+int copier_init(struct copier *copier);
+void copier_fini(struct copier *copier);
+
+int copier_run(struct copier *copier, const struct copy_job *job);
+
+#endif
