@@ -207,6 +207,21 @@ static void test_description_is_stable(void **state)
     assert_string_equal(description.text, first);
 }
 
+/* The children of a process: an engine's guard. */
+static void kill_children_of(pid_t engine)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)engine, (int)engine);
+    FILE *children cleanup_fclose = fopen(path, "re");
+    assert_non_null(children);
+    unsigned killed = 0;
+    for (int child; fscanf(children, "%d", &child) == 1; killed++)
+        kill(child, SIGKILL);
+    assert_int_equal(killed, 1);
+}
+
+static bool guard_dies_too;
+
 /* An engine of its own process: attaches, does something, and is killed. */
 static void kill_an_engine_after(int (*something)(struct vmm *source), void (*look)(void))
 {
@@ -229,6 +244,8 @@ static void kill_an_engine_after(int (*something)(struct vmm *source), void (*lo
     close(ready[1]);
     if (look && ok)
         look();
+    if (guard_dies_too)
+        kill_children_of(engine);
     kill(engine, SIGKILL);
     waitpid(engine, NULL, 0);
     assert_true(ok);
@@ -268,16 +285,44 @@ static int engine_holds(struct vmm *source)
     return r;
 }
 
+static int engine_stalls(struct vmm *source)
+{
+    return source->ops->hold(source);
+}
+
 static int engine_halts(struct vmm *source)
 {
     return source->ops->halt(source);
 }
 
-/* The guest stands still when its engine dies in a capture; the next engine lets it run, but only then. */
+/* The guest runs on when its engine dies in a capture, although nobody attaches again. */
+static void test_guard(void **state)
+{
+    (void)state;
+    firmware_guest(FIRMWARE);
+    for (unsigned i = 0; i < 3; i++) {
+        kill_an_engine_after(engine_holds, NULL);
+        assert_untouched();
+    }
+    /* But not when somebody else had stopped it, nor when the stop was meant to last. */
+    vm_command(&t.vm, "stop");
+    kill_an_engine_after(engine_holds, NULL);
+    assert_string_equal(vm_status(&t.vm), "paused");
+    vm_command(&t.vm, "cont");
+    kill_an_engine_after(engine_stalls, NULL);
+    assert_string_equal(vm_status(&t.vm), "paused");
+    attach();
+    assert_string_equal(vm_status(&t.vm), "paused");
+    detach();
+}
+
+/* The guest stands still when its engine and the guard die in a capture; the next engine lets it run, but
+ * only then. */
 static void test_killed_while_holding(void **state)
 {
     (void)state;
     firmware_guest(FIRMWARE);
+    guard_dies_too = true;
     for (unsigned i = 0; i < 3; i++) {
         kill_an_engine_after(engine_holds, NULL);
         assert_int_equal(vm_registered_bytes(&t.vm), 0);
@@ -309,6 +354,7 @@ static void test_killed_while_holding(void **state)
         detach();
     }
     assert_string_equal(vm_status(&t.vm), "paused");
+    guard_dies_too = false;
 }
 
 /* Attachments that are killed at any moment, also between the change of the main thread's registers and their
@@ -543,6 +589,7 @@ int main(void)
         TEST(test_resume_without_save_end),
         TEST(test_end_and_death_are_told_apart),
         TEST(test_killed_engine_leaves_nothing),
+        TEST(test_guard),
         TEST(test_killed_while_holding),
         TEST(test_killed_while_attaching),
         TEST(test_description_is_stable),
