@@ -109,21 +109,9 @@ static int look_for_userfaultfd(struct preflight *preflight, pid_t pid, const st
                          "nobody else tracks the guest's memory");
 }
 
-int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, struct qemu_blocks *ret_blocks)
+static int look_at_memory(struct preflight *preflight, struct qmp *qmp, pid_t pid, struct qemu_blocks *blocks)
 {
-    int r = preflight_add(preflight, 0, QEMU_FINDING_OK, "qemu", "version %s (%s), process %d",
-                          qmp_version(qmp), qmp_package(qmp), pid);
-    bool discards_seen = false;
-    if (r == 0)
-        r = preflight_host(preflight, &discards_seen);
-    if (r == 0)
-        r = preflight_guest(preflight, qmp, discards_seen);
-    if (r < 0)
-        return r;
-    struct qemu_blocks *blocks cleanup_free = calloc(1, sizeof *blocks);
-    if (!blocks)
-        return error_set(-ENOMEM, "preflight: no memory");
-    r = blocks_find(qmp, pid, blocks);
+    int r = blocks_find(qmp, pid, blocks);
     if (r == -EOPNOTSUPP) {
         char text[ERROR_TEXT_MAX];
         snprintf(text, sizeof text, "%s", error_text());
@@ -131,8 +119,26 @@ int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, struc
     }
     if (r == 0)
         r = look_at_blocks(preflight, blocks);
+    return r == 0 ? look_for_userfaultfd(preflight, pid, blocks) : r;
+}
+
+int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, struct qemu_blocks *ret_blocks)
+{
+    struct preflight_discards seen = {false, false};
+    struct qemu_blocks *blocks cleanup_free = calloc(1, sizeof *blocks);
+    if (!blocks)
+        return error_set(-ENOMEM, "preflight: no memory");
+    int r = preflight_add(preflight, 0, QEMU_FINDING_OK, "qemu", "version %s (%s), process %d",
+                          qmp_version(qmp), qmp_package(qmp), pid);
     if (r == 0)
-        r = look_for_userfaultfd(preflight, pid, blocks);
+        r = preflight_host(preflight, &seen);
+    if (r == 0)
+        r = look_at_memory(preflight, qmp, pid, blocks);
+    bool shared = blocks->count == 0; /* not found: it may be */
+    for (size_t i = 0; i < blocks->count; i++)
+        shared |= blocks->items[i].shared;
+    if (r == 0)
+        r = preflight_guest(preflight, qmp, shared ? seen.shared : seen.anonymous);
     if (r == 0)
         *ret_blocks = *blocks;
     return r;

@@ -23,8 +23,15 @@ int preflight_verdict(const struct preflight *preflight);
 int preflight_add(struct preflight *preflight, int code, int verdict, const char *subject, const char *format,
                   ...) __attribute__((format(printf, 5, 6)));
 
-/* The parts: what the host offers; what the guest consists of. */
-int preflight_host(struct preflight *preflight, bool *ret_discards_seen);
+/* Does the kernel report ranges of registered memory as written that were discarded (madvise, a punched
+ * hole)? In anonymous memory, and in memory that is mapped shared. */
+struct preflight_discards {
+    bool anonymous, shared;
+};
+
+/* The parts: what the host offers; what the guest consists of. `discards_seen`: in the guest's kind of
+ * memory. */
+int preflight_host(struct preflight *preflight, struct preflight_discards *ret_seen);
 int preflight_guest(struct preflight *preflight, struct qmp *qmp, bool discards_seen);
 
 #endif

@@ -75,12 +75,18 @@ static int look_at_device(struct preflight *preflight, struct qmp *qmp, const ch
         if (strncmp(type, refused_types[i].prefix, strlen(refused_types[i].prefix)) == 0)
             return refuse(preflight, subject, refused_types[i].why, mend_device);
     if (strncmp(type, "virtio-mem", 10) == 0 && !discards_seen)
-        return refuse(preflight, subject, "it discards memory, which this kernel does not report",
+        return refuse(preflight, subject,
+                      "it discards memory, which the kernel does not report for this kind of memory",
                       mend_device);
     if (strncmp(type, "virtio-balloon", 14) == 0 && !discards_seen && flag(qmp, path, "free-page-reporting"))
         return refuse(preflight, subject,
                       "free page reporting discards memory, which this kernel does not report",
                       "set free-page-reporting=off");
+    if (strncmp(type, "virtio-balloon", 14) == 0 && !discards_seen)
+        return preflight_add(
+            preflight, 0, QEMU_FINDING_WARNING, subject,
+            "pages that it takes from the guest are not reported; a verification finds them to "
+            "differ, though the guest does not rely on them");
     if (strncmp(type, "vhost-vsock", 11) == 0)
         return preflight_add(preflight, 0, QEMU_FINDING_WARNING, subject,
                              "its connections break at a takeover");

@@ -156,6 +156,31 @@ static void test_microvm_shared_smp4(void **state)
     linux_guest(false, "-M microvm,memory-backend=ram -smp 4 " SHARED("128"), DISK_MMIO, 6);
 }
 
+/* A balloon that takes and gives memory, and a guest that hands back what it does not use: discarded pages
+ * read as zeros, and must be marked. */
+static void test_discards(void **state)
+{
+    (void)state;
+    vm_need_userfaultfd();
+    vm_init(&t.vm);
+    vm_start(&t.vm, false,
+             "-accel tcg -nodefaults -M q35 -m 256 -smp 1 -device virtio-balloon-pci,free-page-reporting=on",
+             "us.mem=40M us.rate=2000 us.modules=1");
+    vm_await(&t.vm, "ready", 0);
+    if (qemu_attach(&t.source, t.vm.qmp) == -EOPNOTSUPP) {
+        assert_text_has("virtio-balloon", "free-page-reporting=off");
+        print_message("skipped: this kernel does not report discarded pages\n");
+        skip();
+    }
+    assert_non_null(t.source);
+    shadow_begin(&t.shadow, t.source);
+    for (unsigned i = 0; i < 40; i++) {
+        vm_balloon(&t.vm, (i % 8 < 4 ? UINT64_C(160) : 256) << 20);
+        usleep(50000);
+        shadow_epoch(&t.shadow, true, false);
+    }
+}
+
 /* Nobody's guest: firmware that found nothing to boot. Enough for what does not depend on the workload. */
 static void firmware_guest(const char *arguments)
 {
@@ -432,6 +457,9 @@ static void test_preflight_refuses_by_name(void **state)
         {"-device nvme,serial=1", "migration blocker", "nvme"},
         {"-object memory-backend-memfd,id=m,share=on,size=1M -device ivshmem-plain,memdev=m", "ivshmem",
          "other processes"},
+        {"-machine memory-backend=ram -object memory-backend-memfd,id=ram,share=on,size=128M "
+         "-device virtio-balloon-pci,free-page-reporting=on",
+         "virtio-balloon", "free-page-reporting=off"},
         {"-S -incoming defer", "guest", "inmigrate"},
     };
     for (unsigned i = 0; i < array_length(cases); i++) {
@@ -603,6 +631,7 @@ int main(void)
         TEST(test_pc_above_4g),
         TEST(test_microvm_anonymous),
         TEST(test_microvm_shared_smp4),
+        TEST(test_discards),
         TEST(test_print_times),
     };
     cmocka_set_test_filter(getenv("DRIVER_TESTS"));

@@ -182,6 +182,15 @@ void vm_command(const struct vm *vm, const char *command)
     json_decref(ask(vm, command));
 }
 
+void vm_balloon(const struct vm *vm, uint64_t bytes)
+{
+    struct qmp *qmp = NULL;
+    if (qmp_open(&qmp, vm->second, COMMAND_MS) < 0 ||
+        qmp_call(qmp, COMMAND_MS, NULL, "balloon", "{s:I}", "value", (json_int_t)bytes) < 0)
+        fail_msg("balloon: %s", error_text());
+    qmp_close(qmp);
+}
+
 const char *vm_status(const struct vm *vm)
 {
     static char status[32];

@@ -38,6 +38,8 @@ unsigned vm_printed(const struct vm *vm);
 
 /* A QMP command on the second monitor; fails the test if QEMU refuses it. */
 void vm_command(const struct vm *vm, const char *command);
+/* Have the balloon leave the guest so many bytes. */
+void vm_balloon(const struct vm *vm, uint64_t bytes);
 /* The run state as the second monitor tells it. Valid until the next call. */
 const char *vm_status(const struct vm *vm);
 
