@@ -26,155 +26,7 @@
 
 static const struct hub_ops hub_ops;
 
-static void step(void *daemon, struct role_event *event);
-
-/* --- guest's thread --- */
-
-struct guest_job {
-    struct job job;
-    struct role_event event; /* the reply */
-    bool full, capture;
-    uint64_t generation;
-    struct checkpoint_verify *verify;
-    struct checkpoint_capture captured;
-    char text[ERROR_TEXT_MAX];
-};
-
-static void remember(struct guest_job *job, int code)
-{
-    job->event.code = code;
-    if (code < 0) {
-        snprintf(job->text, sizeof job->text, "%s", error_text());
-        job->event.text = job->text;
-    }
-}
-
-static void run_begin(struct job *base, void *daemon)
-{
-    struct guest_job *job = (struct guest_job *)base;
-    struct protect *protect = daemon;
-    int r = 0;
-    if (!protect->begun)
-        r = checkpoint_begin(protect->checkpoint);
-    else if (job->full)
-        checkpoint_all_pending(protect->checkpoint);
-    if (r == 0)
-        protect->begun = true;
-    remember(job, r);
-}
-
-static void run_round(struct job *base, void *daemon)
-{
-    struct guest_job *job = (struct guest_job *)base;
-    struct protect *protect = daemon;
-    struct checkpoint_estimate estimate = {0};
-    uint64_t session = job->event.session, epoch = job->event.epoch;
-    uint32_t round = job->event.round;
-    atomic_store(&protect->session, session);
-    int r = job->capture ? 0 : checkpoint_estimate(protect->checkpoint, &estimate);
-    if (r == 0 && estimate.wants_round) {
-        r = checkpoint_round(protect->checkpoint, job->generation, epoch, round, &job->event.pages);
-    } else if (r == 0) {
-        r = checkpoint_capture(protect->checkpoint, job->generation, epoch, round, job->verify,
-                               &job->captured);
-        job->event.captured = true;
-        job->event.pause_ns = job->captured.pause_ns;
-        job->event.pages = job->captured.dirty_pages;
-        job->event.state_bytes = job->captured.state_bytes;
-        job->event.state_sum = job->captured.state_sum;
-    }
-    remember(job, r);
-}
-
-static void run_committed(struct job *base, void *daemon)
-{
-    (void)base;
-    checkpoint_committed(((struct protect *)daemon)->checkpoint);
-}
-
-static void run_abandoned(struct job *base, void *daemon)
-{
-    (void)base;
-    checkpoint_abandoned(((struct protect *)daemon)->checkpoint);
-}
-
-static void run_hold(struct job *base, void *daemon)
-{
-    struct protect *protect = daemon;
-    (void)base;
-    if (protect->held)
-        return;
-    if (protect->guest->ops->hold(protect->guest) < 0)
-        log_error("hold the guest: %s", error_text());
-    else
-        protect->held = true;
-}
-
-static void run_release(struct job *base, void *daemon)
-{
-    struct protect *protect = daemon;
-    (void)base;
-    if (!protect->held)
-        return;
-    if (protect->guest->ops->resume(protect->guest) < 0)
-        log_error("release the guest: %s", error_text());
-    else
-        protect->held = false;
-}
-
-static void run_halt(struct job *base, void *daemon)
-{
-    struct protect *protect = daemon;
-    (void)base;
-    if (protect->guest->ops->halt(protect->guest) < 0)
-        log_error("stop the guest, which runs elsewhere by right: %s", error_text());
-}
-
-static void deliver_reply(struct note *note, void *daemon)
-{
-    struct guest_job *job = (struct guest_job *)note;
-    struct protect *protect = daemon;
-    struct role_event *event = &job->event;
-    if (event->type == EVENT_ROUND && event->code == 0 && event->captured) {
-        const struct checkpoint_capture *captured = &job->captured;
-        const uint64_t parts[5] = {captured->stop_ns, captured->scan_ns, captured->copy_ns,
-                                   captured->state_ns, captured->resume_ns};
-        protect->last_pause_us = captured->pause_ns / NS_PER_US;
-        protect->last_dirty = captured->dirty_pages;
-        protect->probe_captured = captured->probe;
-        /* A pause that also fingerprints for `verify` is the operator's wish, not the engine's figure. */
-        if (!job->verify && !protect->copying) {
-            histogram_add(&protect->pause_us, protect->last_pause_us);
-            histogram_add(&protect->dirty, protect->last_dirty);
-            for (unsigned i = 0; i < array_length(parts); i++)
-                histogram_add(&protect->part_us[i], parts[i] / NS_PER_US);
-        }
-        if (job->verify) {
-            protect->verify.slice_taken = true;
-            if (captured->pause_ns > protect->verify.pause_max_ns)
-                protect->verify.pause_max_ns = captured->pause_ns;
-        }
-    } else if (event->type == EVENT_ROUND && event->code == 0) {
-        protect->copy_rounds += protect->copying;
-    }
-    step(daemon, event);
-}
-
-static struct guest_job *reply_job(enum role_event_type type, const struct role_action *action,
-                                   void (*run)(struct job *, void *))
-{
-    struct guest_job *job = job_new(sizeof *job, run, deliver_reply);
-    job->event = (struct role_event){
-        .type = type, .session = action->session, .epoch = action->epoch, .round = action->round};
-    return job;
-}
-
-static void simple_job(struct protect *protect, void (*run)(struct job *, void *))
-{
-    worker_submit(protect->hub.worker, job_new(sizeof(struct job), run, NULL));
-}
-
-/* Whatever the guest's driver says reaches the machine as an event of its own. */
+/* Guest's thread. Whatever the guest's driver says reaches the machine as an event of its own. */
 static void on_guest_event(void *daemon, enum vmm_event event)
 {
     struct protect *protect = daemon;
@@ -211,19 +63,19 @@ static void on_ready(void *ctx)
 static void on_control_up(void *ctx, uint64_t link)
 {
     struct role_event event = {.type = EVENT_CONTROL_UP, .session = link};
-    step(ctx, &event);
+    protect_step(ctx, &event);
 }
 
 static void on_lanes_up(void *ctx, uint64_t link)
 {
     struct role_event event = {.type = EVENT_LANES_UP, .session = link};
-    step(ctx, &event);
+    protect_step(ctx, &event);
 }
 
 static void on_down(void *ctx, uint64_t link, int code, const char *reason)
 {
     struct role_event event = {.type = EVENT_LINK_DOWN, .session = link, .code = code, .text = reason};
-    step(ctx, &event);
+    protect_step(ctx, &event);
 }
 
 static int event_of_frame(struct protect *protect, const struct wire_frame *frame, struct role_event *event,
@@ -278,7 +130,7 @@ static void on_frame(void *ctx, uint64_t link, const struct wire_frame *frame)
         links_disconnect(protect->hub.links, link);
         return;
     }
-    step(protect, &event);
+    protect_step(protect, &event);
 }
 
 static const struct links_ops links_ops = {.control_up = on_control_up,
@@ -391,9 +243,7 @@ static void begin(struct protect *protect, const struct role_action *action)
     protect->copy_began_ns = clock_now_ns();
     protect->copy_bytes_before = stats.bytes_guest;
     protect->copy_rounds = 0;
-    struct guest_job *job = reply_job(EVENT_BEGUN, action, run_begin);
-    job->full = action->full;
-    worker_submit(protect->hub.worker, &job->job);
+    protect_begin(protect, action);
 }
 
 static void committed(struct protect *protect, const struct role_action *action)
@@ -411,24 +261,8 @@ static void committed(struct protect *protect, const struct role_action *action)
         if (!protect->first_protected_ns)
             protect->first_protected_ns = clock_now_ns();
     }
-    simple_job(protect, run_committed);
+    protect_guest_do(protect, PROTECT_COMMITTED);
     protect_verify_committed(protect, status.session, status.generation, action->epoch);
-}
-
-void protect_start_round(struct protect *protect)
-{
-    struct role_status status;
-    /* The standby compares fingerprints with the very checkpoint they were taken at: no newer one meanwhile.
-     */
-    if (!protect->round_waits || protect_verify_awaited(protect))
-        return;
-    struct guest_job *job = reply_job(EVENT_ROUND, &protect->round, run_round);
-    primary_get_status(protect->machine, &status);
-    job->generation = status.generation;
-    job->capture = protect->round.capture;
-    job->verify = protect->copying ? NULL : protect_verify_slice(protect);
-    protect->round_waits = false;
-    worker_submit(protect->hub.worker, &job->job);
 }
 
 static void disconnect(struct protect *protect, const struct role_action *action)
@@ -436,7 +270,7 @@ static void disconnect(struct protect *protect, const struct role_action *action
     protect->round_waits = false;
     checkpoint_cancel(protect->checkpoint);
     links_disconnect(protect->hub.links, action->session);
-    simple_job(protect, run_abandoned);
+    protect_guest_do(protect, PROTECT_ABANDONED);
     protect_verify_broken(protect, "the session with the standby ended");
 }
 
@@ -478,17 +312,17 @@ static void perform(struct protect *protect, const struct role_action *action)
         committed(protect, action);
         break;
     case ACTION_ADOPT:
-        simple_job(protect, run_committed);
+        protect_guest_do(protect, PROTECT_COMMITTED);
         protect->probe_acknowledged = protect->probe_captured;
         break;
     case ACTION_HOLD:
-        simple_job(protect, run_hold);
+        protect_guest_do(protect, PROTECT_HOLD);
         break;
     case ACTION_YIELD:
-        simple_job(protect, run_halt);
+        protect_guest_do(protect, PROTECT_HALT);
         break;
     case ACTION_RELEASE:
-        simple_job(protect, run_release);
+        protect_guest_do(protect, PROTECT_RELEASE);
         break;
     default:
         assert(!"a primary does not do this");
@@ -497,7 +331,7 @@ static void perform(struct protect *protect, const struct role_action *action)
         link_failed(protect, action, r);
 }
 
-static void step(void *daemon, struct role_event *event)
+void protect_step(void *daemon, struct role_event *event)
 {
     struct protect *protect = daemon;
     struct role_actions actions;
@@ -526,7 +360,7 @@ static void on_request(void *ctx, uint64_t client, const char *command, json_t *
     } else if (!strcmp(command, "stop")) {
         event.type = EVENT_STOP;
         control_reply(protect->hub.control, client, json_pack("{s:b}", "stopping", 1));
-        step(protect, &event);
+        protect_step(protect, &event);
     } else if (!strcmp(command, "continue")) {
         struct role_status status;
         primary_get_status(protect->machine, &status);
@@ -536,7 +370,7 @@ static void on_request(void *ctx, uint64_t client, const char *command, json_t *
             return;
         }
         event.type = EVENT_CONTINUE;
-        step(protect, &event);
+        protect_step(protect, &event);
         control_reply(protect->hub.control, client, protect_status(protect));
     } else {
         control_refuse(protect->hub.control, client, "command '%s' is not one of a primary's", command);
@@ -546,57 +380,12 @@ static void on_request(void *ctx, uint64_t client, const char *command, json_t *
 static const struct hub_ops hub_ops = {.links = &links_ops,
                                        .request = on_request,
                                        .guest_event = on_guest_event,
-                                       .step = step,
+                                       .step = protect_step,
                                        .deadline = deadline,
                                        .progress = protect_progress,
                                        .side = WIRE_SIDE_PRIMARY};
 
 /* --- start and end --- */
-
-struct attach_job {
-    struct job job;
-    int code;
-    char text[ERROR_TEXT_MAX];
-    bool done;
-};
-
-static void run_attach(struct job *base, void *daemon)
-{
-    struct attach_job *job = (struct attach_job *)base;
-    struct protect *protect = daemon;
-    job->code = qemu_attach(&protect->guest, protect->hub.config->self.qmp);
-    if (job->code == 0)
-        worker_watch(protect->hub.worker, protect->guest);
-    else
-        snprintf(job->text, sizeof job->text, "%s", error_text());
-}
-
-static int attach_code;
-static bool attach_done;
-
-static void deliver_attach(struct note *note, void *daemon)
-{
-    struct attach_job *job = (struct attach_job *)note;
-    (void)daemon;
-    attach_code = job->code < 0 ? error_set(job->code, "%s", job->text) : 0;
-    attach_done = true;
-}
-
-/* The guest's thread attaches, since ptrace wants all its calls from one thread. */
-static int attach(struct protect *protect)
-{
-    struct attach_job *job = job_new(sizeof *job, run_attach, deliver_attach);
-    worker_submit(protect->hub.worker, &job->job);
-    while (!attach_done) {
-        struct note *note = mailbox_wait(protect->hub.notes);
-        note->deliver(note, protect);
-        free(note);
-    }
-    if (attach_code < 0)
-        return attach_code;
-    protect->guest->ops->describe(protect->guest, &protect->description);
-    return 0;
-}
 
 static int make_checkpoint(struct protect *protect)
 {
@@ -617,16 +406,6 @@ static int make_checkpoint(struct protect *protect)
     if (r == 0 && config->probe_block)
         r = checkpoint_set_probe(protect->checkpoint, config->probe_block, config->probe_offset);
     return r;
-}
-
-static void run_detach(struct job *base, void *daemon)
-{
-    struct protect *protect = daemon;
-    (void)base;
-    worker_watch(protect->hub.worker, NULL);
-    checkpoint_abandoned(protect->checkpoint);
-    checkpoint_free(protect->checkpoint);
-    vmm_close(protect->guest);
 }
 
 static int open_machine(struct protect *protect)
@@ -650,7 +429,7 @@ int daemon_protect(struct config *config)
     protect->hub.config = config;
     int r = hub_open(&protect->hub, &hub_ops);
     if (r == 0)
-        r = attach(protect);
+        r = protect_attach(protect);
     if (r == 0)
         r = make_checkpoint(protect);
     if (r == 0)
@@ -658,8 +437,9 @@ int daemon_protect(struct config *config)
     if (r == 0) {
         log_notice("%s: attached to QEMU %d; standby is %s at %s", config->name, qemu_pid(protect->guest),
                    config->peer.name, config->peer.address);
+        protect_guest_do(protect, PROTECT_WATCH);
         struct role_event start = {.type = EVENT_TICK};
-        step(protect, &start);
+        protect_step(protect, &start);
         r = hub_run(&protect->hub, &hub_ops);
     }
     if (protect->checkpoint) {
@@ -669,7 +449,7 @@ int daemon_protect(struct config *config)
         protect->hub.links = NULL;
     }
     if (protect->guest && protect->hub.worker)
-        simple_job(protect, run_detach);
+        protect_guest_do(protect, PROTECT_DETACH);
     hub_close(&protect->hub);
     primary_free(protect->machine);
     json_decref(protect->verify.blocks);

@@ -31,6 +31,8 @@ struct protect {
     struct vmm_description description;
     struct checkpoint *checkpoint;
     uint8_t history[16];
+    int attach_code;
+    bool attached;
     bool begun;                   /* guest's thread */
     bool held;                    /* guest's thread: we stopped the guest (stall, yield) */
     atomic_uint_fast64_t session; /* whose rounds are being sent */
@@ -50,8 +52,24 @@ struct protect {
     struct protect_verify verify;
 };
 
-/* protect.c: start the round that waits, if nothing keeps it. */
+/* protect.c: run an event through the role machine and perform what it says. */
+void protect_step(void *daemon, struct role_event *event);
+
+/* protect_guest.c */
+int protect_attach(struct protect *protect);
+void protect_begin(struct protect *protect, const struct role_action *action);
+/* Start the round that waits, if nothing keeps it. */
 void protect_start_round(struct protect *protect);
+enum protect_deed {
+    PROTECT_COMMITTED,
+    PROTECT_ABANDONED,
+    PROTECT_HOLD,
+    PROTECT_RELEASE,
+    PROTECT_HALT,
+    PROTECT_WATCH,
+    PROTECT_DETACH,
+};
+void protect_guest_do(struct protect *protect, enum protect_deed deed);
 
 /* protect_status.c */
 json_t *protect_status(struct protect *protect);
