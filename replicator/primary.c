@@ -124,6 +124,18 @@ void primary_lose(struct primary *primary, enum log_level level, const char *for
         role_report(core, level, "%s: %s", was_up ? "not protected" : "no session", core->reason);
 }
 
+void primary_restart(struct primary *primary, uint64_t pause_ns, const char *why)
+{
+    struct role_core *core = &primary->core;
+    role_send_refuse(core, core->session, WIRE_REFUSE_INTERNAL, why);
+    drop_session(primary);
+    primary->retry_at_ns = core->now_ns + earlier(pause_ns, core->config.detect_ns / 4);
+    if (wants_arbiter(primary))
+        primary->decide_at_ns = role_silent_at(core);
+    role_enter(core, PRIMARY_DISCONNECTED);
+    role_reason(core, "%s", why);
+}
+
 void primary_violation(struct primary *primary, const char *format, ...)
 {
     char text[160];
@@ -413,6 +425,15 @@ static const char *owed(const struct primary *primary)
     }
 }
 
+static uint64_t overdue_hold(const struct primary *primary)
+{
+    const struct role_core *core = &primary->core;
+    bool apart = core->state <= PRIMARY_GREETING;
+    return apart && primary->exposed && !primary->held && core->config.loss == ROLE_LOSS_STALL
+               ? role_silent_at(core)
+               : NEVER;
+}
+
 static void timers(struct primary *primary)
 {
     struct role_core *core = &primary->core;
@@ -431,6 +452,13 @@ static void timers(struct primary *primary)
             role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
         }
         arbitrate(primary);
+    }
+    /* After primary_restart(): held no later than a standby that missed us may take over. */
+    if (overdue_hold(primary) <= now_ns) {
+        hold(primary);
+        role_report(core, LOG_LEVEL_WARNING, "the standby was silent too long; the guest is held");
+        if (core->state == PRIMARY_DISCONNECTED)
+            role_enter(core, PRIMARY_STALLED);
     }
     if (now_ns >= primary->retry_at_ns)
         connect_standby(primary);
@@ -483,6 +511,8 @@ uint64_t primary_deadline(const struct primary *primary)
     if (!primary->stored)
         return core->now_ns;
     uint64_t at_ns = earlier(primary->step_by_ns, earlier(primary->retry_at_ns, primary->decide_at_ns));
+    if (overdue_hold(primary) != NEVER) /* and often enough that a gap in our own running is seen */
+        at_ns = earlier(at_ns, earlier(overdue_hold(primary), core->now_ns + role_watch_ns(&core->config)));
     if (core->session)
         at_ns = earlier(at_ns, core->heartbeat_at_ns);
     if (core->state >= PRIMARY_DESCRIBING && core->state <= PRIMARY_PROTECTED)

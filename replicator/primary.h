@@ -65,6 +65,9 @@ struct primary {
 /* primary.c: the session ends here; the policy decides what becomes of the guest. */
 void primary_lose(struct primary *primary, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* As primary_lose, but it is our own doing and the standby is well: come back before anybody can think of
+ * going on alone, and do not judge before. */
+void primary_restart(struct primary *primary, uint64_t pause_ns, const char *why);
 void primary_violation(struct primary *primary, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 

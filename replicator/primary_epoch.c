@@ -2,6 +2,7 @@
 #include "replicator/primary.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 /*
  * Theory of operation
@@ -10,7 +11,8 @@
  *
  *     REST ─► ROUND ──live──► ROUND_DONE ─► ROUND ─► ... ─► ROUND ──captured──► ACK ─► REST
  *             │ made + sent      SEND ROUND                       SEND COMMIT     COMMITTED
- *             └ failed ─► REST, then another live round of the same epoch
+ *             ├ -ETIME ─► REST, then another live round of the same epoch
+ *             └ failed ─► the session starts anew: frames may be out that no COMMIT will ever count
  *
  * The guest's thread answers ROUND when the guest runs again; the lanes say SENT when the last frame of the
  * round was produced. They are different threads, so the two come in either order, and nothing is told to the
@@ -61,8 +63,6 @@ void epoch_begin_session(struct primary *primary)
 void epoch_end_session(struct primary *primary)
 {
     primary->loop.phase = PHASE_NONE;
-    primary->loop.failures = 0;
-    primary->loop.degraded = false;
 }
 
 static void on_begun(struct primary *primary, const struct role_event *event)
@@ -85,17 +85,25 @@ static void round_failed(struct primary *primary, const struct role_event *event
                                                : "no reason given";
     loop->failures++;
     loop->live = 0; /* what the capture could not take, live rounds make smaller */
-    uint64_t pause = config->interval_ns << (loop->failures < 6 ? loop->failures : 6);
-    loop->next_at_ns = primary->core.now_ns + earlier(pause, later(DEGRADED_PAUSE, config->interval_ns));
-    loop->phase = PHASE_REST;
-    if (loop->failures >= DEGRADED_AFTER) {
-        role_reason(&primary->core, "%u captures in a row failed: %s", loop->failures, text);
-        if (!loop->degraded)
-            role_report(&primary->core, LOG_LEVEL_WARNING,
-                        "degraded: epoch %llu: %u captures in a row failed: %s; trying on",
-                        (unsigned long long)loop->epoch, loop->failures, text);
+    uint64_t pause_ns = config->interval_ns << (loop->failures < 6 ? loop->failures : 6);
+    pause_ns = earlier(pause_ns, later(DEGRADED_PAUSE, config->interval_ns));
+    if (loop->failures >= DEGRADED_AFTER && !loop->degraded) {
+        role_report(&primary->core, LOG_LEVEL_WARNING,
+                    "degraded: epoch %llu: %u captures in a row failed: %s; trying on",
+                    (unsigned long long)loop->epoch, loop->failures, text);
         loop->degraded = true;
     }
+    char why[160];
+    snprintf(why, sizeof why, "%u capture%s in a row failed: %s", loop->failures,
+             loop->failures == 1 ? "" : "s", text);
+    if (event->code != -ETIME) {
+        primary_restart(primary, pause_ns, why);
+        return;
+    }
+    loop->next_at_ns = primary->core.now_ns + pause_ns;
+    loop->phase = PHASE_REST;
+    if (loop->failures >= DEGRADED_AFTER)
+        role_reason(&primary->core, "%s", why);
 }
 
 static void round_finished(struct primary *primary)

@@ -33,8 +33,8 @@
  */
 static const struct role_flow flows[] = {
     [PRIMARY_DISCONNECTED] = {"disconnected", 0,
-                              STATE_BIT(PRIMARY_CONNECTING) | STATE_BIT(PRIMARY_ARBITRATING) |
-                                  STATE_BIT(PRIMARY_ENDED)},
+                              STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_CONNECTING) |
+                                  STATE_BIT(PRIMARY_ARBITRATING) | STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_CONNECTING] = {"connecting", 0,
                             STATE_BIT(PRIMARY_GREETING) | STATE_BIT(PRIMARY_DISCONNECTED) |
                                 STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_ARBITRATING) |

@@ -83,7 +83,8 @@ enum role_event_type {
     EVENT_ACCEPT,
     EVENT_BEGUN, /* reply to ACTION_BEGIN: code */
     EVENT_ROUND, /* reply to ACTION_ROUND: epoch, round, captured, code, pause_ns, state_bytes, state_sum,
-                    pages */
+                    pages. code -ETIME: nothing of it was sent, it is tried again; another one: frames may be
+                    out, the session starts anew */
     EVENT_ROUND_SENT, /* all frames of it were produced: epoch, round, totals. May come before EVENT_ROUND. */
     EVENT_ROUND_DONE, /* frame: epoch, round */
     EVENT_ACK,        /* frame: epoch */

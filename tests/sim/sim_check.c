@@ -100,7 +100,9 @@ void check_decision(struct sim *sim, int index)
         check_fail(sim, "host%d takes over %llu us after a sign of life", index,
                    (unsigned long long)((sim->now_ns - host->heard_ns) / 1000));
     /* A primary that has noticed must have stopped, where that is the policy. One that started only after the
-     * checkpoint was made cannot know that there is one. */
+     * checkpoint was made cannot know that there is one, and one that slept has no notion of the time. */
+    if (other->frozen_until_ns + sim->config.detect_ns > sim->now_ns)
+        return;
     if (sim->config.loss != ROLE_LOSS_STALL || other->role != ENGINE_PRIMARY || sim->forced ||
         other->born_ns > host->restorer.committed_ns || other->guest.state != GUEST_ALIVE)
         return;

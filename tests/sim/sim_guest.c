@@ -146,6 +146,10 @@ static void round_end(struct sim *sim, int index, struct job *job)
         guest->paused = false;
         host->tracker.pending |= job->mask;
         host->tracker.inflight &= ~job->mask;
+        if (job->code != -ETIME) { /* some of it is out */
+            struct packet half = {.epoch = job->epoch, .round = job->round, .mask = job->mask & 0x55};
+            net_send_data(sim, index, job->session, &half);
+        }
         reply(sim, index, job, EVENT_ROUND, 0);
         return;
     }
@@ -299,6 +303,9 @@ static void restorer_match(struct sim *sim, int index)
 void restorer_data(struct sim *sim, int index, const struct packet *data)
 {
     struct restorer *restorer = &sim->hosts[index].restorer;
+    if (restorer->have_data)
+        check_fail(sim, "host%d: epoch %llu round %u is sent twice", index, (unsigned long long)data->epoch,
+                   data->round);
     for (unsigned page = 0; page < PAGES; page++)
         if (data->mask & 1u << page)
             restorer->staged[page] = data->pages[page];

@@ -163,6 +163,36 @@ static void test_failed_captures_go_on(void **state)
     assert_string_equal(status().reason, "");
 }
 
+static void test_failed_capture_starts_the_session_anew(void **state)
+{
+    (void)state;
+    struct role_config config = kit_config();
+    config.loss = ROLE_LOSS_STALL;
+    protect(config);
+    next_round();
+    say(EVENT_ROUND, .epoch = 2, .round = 0, .code = -EIO, .text = "QMP said no");
+    assert_non_null(strstr(find_send(WIRE_REFUSE)->text, "QMP said no"));
+    expect(ACTION_DISCONNECT);
+    expect_no(ACTION_HOLD); /* the standby is well */
+    expect_state(PRIMARY_DISCONNECTED);
+    uint64_t then_ns = kit.now_ns;
+    reconnect();
+    assert_in_range(kit.now_ns - then_ns, MS(50), MS(100));
+    expect_no(ACTION_HOLD);
+    assert_false(greeted(true, history, 1));
+    assert_int_equal(find(ACTION_ROUND)->epoch, 3);
+
+    /* Where it does not answer, the guest is held before it can take over. */
+    say(EVENT_ROUND, .epoch = 3, .round = 0, .code = -EIO);
+    then_ns = kit.now_ns;
+    while (!find(ACTION_HOLD)) {
+        kit.now_ns = primary_deadline(kit.primary);
+        say(EVENT_TICK);
+    }
+    assert_int_equal(kit.now_ns - then_ns, MS(250));
+    expect_state(PRIMARY_STALLED);
+}
+
 static void test_interval(void **state)
 {
     (void)state;
@@ -625,6 +655,7 @@ int main(void)
         unit(test_round_and_sent_in_either_order),
         unit(test_capture_is_forced),
         unit(test_failed_captures_go_on),
+        unit(test_failed_capture_starts_the_session_anew),
         unit(test_interval),
         unit(test_heartbeats_and_silence),
         unit(test_own_sleep_is_no_silence),

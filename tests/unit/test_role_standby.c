@@ -223,6 +223,15 @@ static void test_bad_epoch_is_refused(void **state)
     }
 }
 
+static void test_bad_page_before_the_end_of_its_round(void **state)
+{
+    (void)state;
+    protect(kit_config());
+    say(EVENT_ROUND_COMPLETE, .epoch = 2, .code = -ENOSPC, .text = "staging is full");
+    assert_int_equal(find_send(WIRE_REFUSE)->refusal, WIRE_REFUSE_STAGING);
+    assert_int_equal(status().committed_epoch, 1);
+}
+
 static void test_hello_is_checked(void **state)
 {
     (void)state;
@@ -653,6 +662,7 @@ int main(void)
         unit(test_order_of_rounds),
         unit(test_generation_of_frames),
         unit(test_bad_epoch_is_refused),
+        unit(test_bad_page_before_the_end_of_its_round),
         unit(test_hello_is_checked),
         unit(test_second_session),
         unit(test_prepare_fails),
