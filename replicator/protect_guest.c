@@ -165,7 +165,6 @@ static void run_detach(struct job *base, void *daemon)
     struct protect *protect = daemon;
     (void)base;
     worker_watch(protect->hub.worker, NULL);
-    checkpoint_abandoned(protect->checkpoint);
     checkpoint_free(protect->checkpoint);
     vmm_close(protect->guest);
 }
