@@ -10,8 +10,8 @@
 /*
  * Copying the pages of a paused guest to staging, by the caller and one helper thread when there are many.
  *
- * While the guest stands still its processors are idle, and two threads copy mapped memory 1.9 times as fast
- * as one (process_vm_readv: 1.4 times); waking the helper costs some ten microseconds, so few pages are left
+ * While the guest stands still its processors are idle, and two threads copy mapped memory faster than
+ * one (process_vm_readv gains less); waking the helper costs some ten microseconds, so few pages are left
  * to the caller alone.
  */
 #define COPIER_HELP_PAGES 2048u /* from here on the helper takes half */
