@@ -37,6 +37,7 @@ struct role_core {
     char peer[64];
 
     uint64_t now_ns;   /* of the step under way; never goes back */
+    uint64_t gap_ns;   /* since the step before */
     uint64_t heard_ns; /* latest sign of life of the peer, of whatever session */
     uint64_t heartbeat_ns, heartbeat_at_ns;
 

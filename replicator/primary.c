@@ -486,6 +486,22 @@ static bool permitted(struct primary *primary, const struct role_event *event)
     return true;
 }
 
+/*
+ * We slept so long that the standby has given us up, and may have taken over. What it said before still waits
+ * to be read, and is not true any more: an ACCEPT among it would let a held guest go. But a refusal, or a
+ * newer generation, stays true.
+ */
+static void give_up_after_sleep(struct primary *primary, const struct role_event *event)
+{
+    const struct role_core *core = &primary->core;
+    if (event->type == EVENT_REFUSE || event->generation > core->generation)
+        return;
+    uint64_t bound_ns = primary->held ? core->config.detect_ns / 2 : core->config.detect_ns;
+    if (core->session && core->state != PRIMARY_CONNECTING && core->gap_ns >= bound_ns)
+        primary_lose(primary, LOG_LEVEL_WARNING, "this engine did not run for %llu ms",
+                     (unsigned long long)(core->gap_ns / NS_PER_MS));
+}
+
 void primary_step(struct primary *primary, const struct role_event *event, struct role_actions *ret_actions)
 {
     struct role_core *core = &primary->core;
@@ -497,6 +513,7 @@ void primary_step(struct primary *primary, const struct role_event *event, struc
     if (!primary->stored)
         role_store(core, true);
     primary->stored = true;
+    give_up_after_sleep(primary, event);
     if (permitted(primary, event))
         handle(primary, event);
     if (core->state != PRIMARY_ENDED && core->state != PRIMARY_YIELDED)

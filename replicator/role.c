@@ -217,9 +217,10 @@ void role_step_begin(struct role_core *core, const struct role_event *event, str
     core->actions = actions;
     /* Events are stamped where they happen, on several threads: one may be overtaken by another. */
     uint64_t now_ns = later(event->now_ns, core->now_ns);
-    uint64_t gap_ns = now_ns - core->now_ns, own_ns = 2 * role_watch_ns(&core->config);
-    if (gap_ns > own_ns)
-        core->heard_ns = earlier(core->heard_ns + (gap_ns - own_ns), now_ns);
+    uint64_t own_ns = 2 * role_watch_ns(&core->config);
+    core->gap_ns = now_ns - core->now_ns;
+    if (core->gap_ns > own_ns)
+        core->heard_ns = earlier(core->heard_ns + (core->gap_ns - own_ns), now_ns);
     core->now_ns = now_ns;
 }
 

@@ -13,6 +13,13 @@ static void start(struct role_config config)
     say(EVENT_TICK);
 }
 
+static struct role_config stalling(void)
+{
+    struct role_config config = kit_config();
+    config.loss = ROLE_LOSS_STALL;
+    return config;
+}
+
 static void welcome(bool has_commit, const uint8_t *of, uint64_t epoch)
 {
     struct message_welcome welcome = {.version = 1,
@@ -247,11 +254,36 @@ static void test_own_sleep_is_no_silence(void **state)
 {
     (void)state;
     protect(kit_config());
-    later_ms(2000);
+    later_ms(100);
+    say(EVENT_TICK);
+    later_ms(200);
     say(EVENT_TICK);
     expect_no(ACTION_DISCONNECT);
     say(EVENT_HEARTBEAT);
     expect_state(PRIMARY_PROTECTED);
+}
+
+/* The standby has given us up long ago; what it said before counts no more. */
+static void test_long_sleep_ends_the_session(void **state)
+{
+    (void)state;
+    protect(stalling());
+    next_round();
+    uint64_t epoch = commit();
+    later_ms(250);
+    say(EVENT_ACK, .epoch = epoch);
+    expect_no(ACTION_COMMITTED);
+    expect(ACTION_DISCONNECT);
+    expect(ACTION_HOLD);
+    reconnect();
+    connected();
+    welcome(true, history, epoch);
+    expect(ACTION_ADOPT);
+    say(EVENT_LANES_UP);
+    later_ms(200);
+    say(EVENT_ACCEPT);
+    expect_no(ACTION_RELEASE);
+    expect_state(PRIMARY_STALLED);
 }
 
 static void test_changes_only(void **state)
@@ -418,13 +450,6 @@ static void test_refused_by_who_runs_the_guest(void **state)
     connected();
     say(EVENT_REFUSE, .refusal = WIRE_REFUSE_VM, .generation = 9);
     expect_no(ACTION_YIELD);
-}
-
-static struct role_config stalling(void)
-{
-    struct role_config config = kit_config();
-    config.loss = ROLE_LOSS_STALL;
-    return config;
 }
 
 static struct role_config arbitrated(void)
@@ -659,6 +684,7 @@ int main(void)
         unit(test_interval),
         unit(test_heartbeats_and_silence),
         unit(test_own_sleep_is_no_silence),
+        unit(test_long_sleep_ends_the_session),
         unit(test_changes_only),
         unit(test_everything_when_the_checkpoint_is_not_ours),
         unit(test_lost_ack_is_adopted),
