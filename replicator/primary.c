@@ -4,8 +4,6 @@
 #include "replicator/primary.h"
 
 #include <errno.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,21 +12,12 @@
  *
  * The guest runs whatever happens to a session, until the policy says otherwise. A step is: the event changes
  * the machine (begin, validate, finish), then what has become due by its time is done. Every way out of a
- * session goes through primary_lose(), which is the only place where the loss of a standby is judged:
- *
- *     nothing to lose (not exposed)   the guest runs on
- *     stall                           the guest is held at once
- *     continue, no arbiter            the guest runs on
- *     continue, arbiter               asked when the silence is as long as `detect`, as the standby does too:
- *                                     a connection that broke is not yet a standby that died
+ * session goes through primary_lose(), in primary_loss.c.
  */
 
 /* Connecting and WELCOME need no guest: a standby that is there answers soon, and one whose host is gone must
  * not keep us from trying again for as long as a guest may take to start. */
 #define GREETING_DETECTS 8
-
-/* How long after its last sign of life a standby that may take over is called again quickly. */
-#define EAGER_DETECTS 16
 
 /* A primary that was never protected in this life asks the arbiter only when a first session had ample time.
  */
@@ -60,181 +49,6 @@ int primary_new(struct primary **ret_primary, const struct role_config *config, 
 void primary_free(struct primary *primary)
 {
     free(primary);
-}
-
-static void hold(struct primary *primary)
-{
-    if (!primary->held)
-        role_act(&primary->core, ACTION_HOLD);
-    primary->held = true;
-}
-
-static void release(struct primary *primary)
-{
-    if (primary->held)
-        role_act(&primary->core, ACTION_RELEASE);
-    primary->held = false;
-}
-
-/* Close the session, whatever is in flight; nothing is judged. */
-static void drop_session(struct primary *primary)
-{
-    struct role_core *core = &primary->core;
-    if (core->session)
-        role_act(core, ACTION_DISCONNECT);
-    core->session = 0;
-    core->heartbeat_at_ns = NEVER;
-    primary->step_by_ns = NEVER;
-    primary->retry_at_ns = NEVER;
-    epoch_end_session(primary);
-}
-
-static bool wants_arbiter(const struct primary *primary)
-{
-    const struct role_config *config = &primary->core.config;
-    return config->arbiter && (primary->exposed ? config->loss == ROLE_LOSS_CONTINUE : !primary->settled);
-}
-
-void primary_lose(struct primary *primary, enum log_level level, const char *format, ...)
-{
-    struct role_core *core = &primary->core;
-    char why[160];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(why, sizeof why, format, arguments);
-    va_end(arguments);
-
-    bool was_up = core->state == PRIMARY_COPYING || core->state == PRIMARY_PROTECTED;
-    drop_session(primary);
-    uint64_t pause_ns = role_backoff(&core->config, &primary->retry_pause_ns);
-    /* A standby that slept takes over unless we are back soon after it wakes. */
-    if (primary->exposed && core->now_ns < core->heard_ns + EAGER_DETECTS * core->config.detect_ns)
-        pause_ns = earlier(pause_ns, core->config.detect_ns / 4);
-    primary->retry_at_ns = core->now_ns + pause_ns;
-    if (wants_arbiter(primary) && primary->decide_at_ns == NEVER)
-        primary->decide_at_ns = later(core->now_ns, role_silent_at(core));
-
-    /* While it keeps failing the same way, once is enough. */
-    bool news = was_up || strncmp(core->reason, why, strlen(why)) != 0;
-    if (primary->exposed && core->config.loss == ROLE_LOSS_STALL)
-        hold(primary);
-    role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
-    role_reason(core, "%s%s", why, primary->held ? "; the guest is held" : "");
-    if (news)
-        role_report(core, level, "%s: %s", was_up ? "not protected" : "no session", core->reason);
-}
-
-void primary_restart(struct primary *primary, uint64_t pause_ns, const char *why)
-{
-    struct role_core *core = &primary->core;
-    role_send_refuse(core, core->session, WIRE_REFUSE_INTERNAL, why);
-    drop_session(primary);
-    primary->retry_at_ns = core->now_ns + earlier(pause_ns, core->config.detect_ns / 4);
-    if (wants_arbiter(primary))
-        primary->decide_at_ns = role_silent_at(core);
-    role_enter(core, PRIMARY_DISCONNECTED);
-    role_reason(core, "%s", why);
-}
-
-void primary_violation(struct primary *primary, const char *format, ...)
-{
-    char text[160];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    role_send_refuse(&primary->core, primary->core.session, WIRE_REFUSE_PROTOCOL, text);
-    primary_lose(primary, LOG_LEVEL_ERROR, "the standby broke the protocol: %s", text);
-}
-
-/* A newer generation exists: from here this guest must not run again, whatever else happens. */
-static void yield(struct primary *primary, uint64_t generation, const char *who)
-{
-    struct role_core *core = &primary->core;
-    role_act(core, ACTION_YIELD);
-    drop_session(primary);
-    primary->decide_at_ns = NEVER;
-    uint64_t own = core->generation;
-    core->generation = later(core->generation, generation);
-    role_store(core, false);
-    role_enter(core, PRIMARY_YIELDED);
-    role_reason(core, "%s has generation %llu, ours is %llu: the guest runs elsewhere by right", who,
-                (unsigned long long)generation, (unsigned long long)own);
-    role_report(core, LOG_LEVEL_ERROR, "guest stopped for good: %s", core->reason);
-}
-
-static void arbitrate(struct primary *primary)
-{
-    struct role_core *core = &primary->core;
-    drop_session(primary);
-    primary->decide_at_ns = NEVER;
-    role_enter(core, PRIMARY_ARBITRATING);
-    struct role_action *action = role_act(core, ACTION_ARBITRATE);
-    action->from = core->generation;
-    action->to = core->generation + 1;
-}
-
-static void go_alone(struct primary *primary)
-{
-    struct role_core *core = &primary->core;
-    primary->exposed = false;
-    primary->settled = true;
-    primary->decide_at_ns = NEVER;
-    primary->decide_pause_ns = 0;
-    release(primary);
-    role_enter(core, PRIMARY_DISCONNECTED);
-    primary->retry_at_ns = core->now_ns;
-    role_reason(core, "running alone by generation %llu", (unsigned long long)core->generation);
-    role_report(core, LOG_LEVEL_WARNING, "not protected: %s", core->reason);
-}
-
-static void on_arbiter(struct primary *primary, const struct role_event *event)
-{
-    struct role_core *core = &primary->core;
-    if (core->state != PRIMARY_ARBITRATING)
-        return;
-    switch (event->arbiter) {
-    case ARBITER_WON:
-        core->generation++;
-        role_store(core, true);
-        go_alone(primary);
-        return;
-    case ARBITER_LOST:
-        yield(primary, event->generation, "the arbiter");
-        return;
-    case ARBITER_UNREACHABLE:
-        break;
-    }
-    /* Without exposure nobody has anything to resume by our generation: no reason to stop the guest. */
-    if (primary->exposed)
-        hold(primary);
-    if (wants_arbiter(primary))
-        primary->decide_at_ns = core->now_ns + role_backoff(&core->config, &primary->decide_pause_ns);
-    role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
-    primary->retry_at_ns = core->now_ns;
-    bool news = strncmp(core->reason, "the arbiter", 11) != 0;
-    role_reason(core, "the arbiter cannot be reached%s%s%s", event->text ? ": " : "",
-                event->text ? event->text : "", primary->held ? "; the guest is held" : "");
-    if (news)
-        role_report(core, LOG_LEVEL_ERROR, "not protected: %s", core->reason);
-}
-
-static void on_continue(struct primary *primary, const struct role_event *event)
-{
-    struct role_core *core = &primary->core;
-    if (!primary->held || core->state == PRIMARY_ARBITRATING) {
-        role_report(core, LOG_LEVEL_NOTICE, "the operator says continue; %s",
-                    primary->held ? "the arbiter is being asked" : "the guest is not held");
-        return;
-    }
-    if (core->config.arbiter && !event->force) {
-        drop_session(primary);
-        role_enter(core, PRIMARY_STALLED);
-        arbitrate(primary);
-        return;
-    }
-    drop_session(primary);
-    go_alone(primary);
 }
 
 static uint64_t greeting_by(const struct role_core *core)
@@ -309,7 +123,7 @@ static void session_ready(struct primary *primary)
     role_reason(core, primary->full ? "the first full copy is under way" : "changes are being copied");
     role_report(core, LOG_LEVEL_INFO, "session with %s: %s", core->peer[0] ? core->peer : "the standby",
                 primary->full ? "full copy" : "it kept its checkpoint; only what changed is copied");
-    release(primary);
+    primary_release(primary);
     epoch_begin_session(primary);
 }
 
@@ -317,7 +131,7 @@ static void on_refuse(struct primary *primary, const struct role_event *event)
 {
     /* The standby that runs the guest wins a tie: it was told to by an operator who overruled the arbiter. */
     if (event->refusal == WIRE_REFUSE_GENERATION && event->generation >= primary->core.generation)
-        yield(primary, event->generation, "the standby");
+        primary_yield(primary, event->generation, "the standby");
     else
         primary_lose(primary, LOG_LEVEL_WARNING, "the standby refuses (%s): %s",
                      wire_refusal_name(event->refusal), event->text ? event->text : "no reason given");
@@ -328,7 +142,7 @@ static void end(struct primary *primary, uint32_t goodbye, int code)
     struct role_core *core = &primary->core;
     if (role_flow(core->state)->frames)
         role_send(core, WIRE_GOODBYE)->reason = goodbye;
-    drop_session(primary);
+    primary_drop_session(primary);
     primary->decide_at_ns = NEVER;
     if (goodbye != WIRE_GOODBYE_STOP)
         role_store(core, false);
@@ -397,10 +211,10 @@ static void handle(struct primary *primary, const struct role_event *event)
         on_guest(primary, event);
         return;
     case EVENT_ARBITER:
-        on_arbiter(primary, event);
+        primary_on_arbiter(primary, event);
         return;
     case EVENT_CONTINUE:
-        on_continue(primary, event);
+        primary_on_continue(primary, event);
         return;
     case EVENT_STOP:
         role_reason(core, "the operator stopped the engine");
@@ -425,15 +239,6 @@ static const char *owed(const struct primary *primary)
     }
 }
 
-static uint64_t overdue_hold(const struct primary *primary)
-{
-    const struct role_core *core = &primary->core;
-    bool apart = core->state <= PRIMARY_GREETING;
-    return apart && primary->exposed && !primary->held && core->config.loss == ROLE_LOSS_STALL
-               ? role_silent_at(core)
-               : NEVER;
-}
-
 static void timers(struct primary *primary)
 {
     struct role_core *core = &primary->core;
@@ -448,14 +253,14 @@ static void timers(struct primary *primary)
         primary_lose(primary, LOG_LEVEL_WARNING, "%s from the standby in time", owed(primary));
     if (now_ns >= primary->decide_at_ns) {
         if (core->session) { /* an attempt to connect that came to nothing yet */
-            drop_session(primary);
+            primary_drop_session(primary);
             role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
         }
-        arbitrate(primary);
+        primary_arbitrate(primary);
     }
     /* After primary_restart(): held no later than a standby that missed us may take over. */
-    if (overdue_hold(primary) <= now_ns) {
-        hold(primary);
+    if (primary_overdue_hold(primary) <= now_ns) {
+        primary_hold(primary);
         role_report(core, LOG_LEVEL_WARNING, "the standby was silent too long; the guest is held");
         if (core->state == PRIMARY_DISCONNECTED)
             role_enter(core, PRIMARY_STALLED);
@@ -476,7 +281,7 @@ static bool permitted(struct primary *primary, const struct role_event *event)
         return true;
     role_heard(core);
     if (event->generation > core->generation && event->type != EVENT_REFUSE) {
-        yield(primary, event->generation, "the standby");
+        primary_yield(primary, event->generation, "the standby");
         return false;
     }
     if (!(role_flow(core->state)->frames & EVENT_BIT(event->type))) {
@@ -528,8 +333,9 @@ uint64_t primary_deadline(const struct primary *primary)
     if (!primary->stored)
         return core->now_ns;
     uint64_t at_ns = earlier(primary->step_by_ns, earlier(primary->retry_at_ns, primary->decide_at_ns));
-    if (overdue_hold(primary) != NEVER) /* and often enough that a gap in our own running is seen */
-        at_ns = earlier(at_ns, earlier(overdue_hold(primary), core->now_ns + role_watch_ns(&core->config)));
+    if (primary_overdue_hold(primary) != NEVER) /* and often enough that a gap in our own running is seen */
+        at_ns = earlier(at_ns,
+                        earlier(primary_overdue_hold(primary), core->now_ns + role_watch_ns(&core->config)));
     if (core->session)
         at_ns = earlier(at_ns, core->heartbeat_at_ns);
     if (core->state >= PRIMARY_DESCRIBING && core->state <= PRIMARY_PROTECTED)

@@ -4,7 +4,8 @@
 
 #include "replicator/machine.h"
 
-/* The primary's machine, shared by its two files: primary.c (sessions, going alone) and primary_epoch.c. */
+/* The primary's machine, shared by its files: primary.c (sessions), primary_loss.c (what becomes of
+ * the guest without one) and primary_epoch.c. */
 
 /* What an epoch waits for. Exactly one thing at a time. */
 enum epoch_phase {
@@ -62,7 +63,7 @@ struct primary {
     struct epoch_loop loop;
 };
 
-/* primary.c: the session ends here; the policy decides what becomes of the guest. */
+/* primary_loss.c: the session ends here; the policy decides what becomes of the guest. */
 void primary_lose(struct primary *primary, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 /* As primary_lose, but it is our own doing and the standby is well: come back before anybody can think of
@@ -70,6 +71,18 @@ void primary_lose(struct primary *primary, enum log_level level, const char *for
 void primary_restart(struct primary *primary, uint64_t pause_ns, const char *why);
 void primary_violation(struct primary *primary, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* Close the session, whatever is in flight; nothing is judged. */
+void primary_drop_session(struct primary *primary);
+void primary_hold(struct primary *primary);
+void primary_release(struct primary *primary);
+/* A newer generation exists: from here this guest must not run again, whatever else happens. */
+void primary_yield(struct primary *primary, uint64_t generation, const char *who);
+void primary_arbitrate(struct primary *primary);
+void primary_on_arbiter(struct primary *primary, const struct role_event *event);
+void primary_on_continue(struct primary *primary, const struct role_event *event);
+/* After primary_restart(): when the guest must be held for want of a session; UINT64_MAX: not at all. */
+uint64_t primary_overdue_hold(const struct primary *primary);
 
 /* primary_epoch.c */
 void epoch_begin_session(struct primary *primary);
