@@ -199,7 +199,7 @@ def step_integration(step):
         return
     if os.path.exists(summary):
         os.unlink(summary)
-    status = step.run([sys.executable, runner, "--build", step.build, "--json", summary], show=True)
+    status = step.run([sys.executable, runner, "--build", step.build, "--json", summary, "--jobs", "2"], show=True)
     if not os.path.exists(summary):
         step.results.fail("integration: run.py", f"ended with {status} and no summary; see {step.log_path}")
         step.tail()
