@@ -120,7 +120,8 @@ int hub_open(struct hub *hub, const struct hub_ops *ops)
         (r = control_new(&hub->control, hub->loop, hub->control_path, ops->request, hub)) < 0 ||
         (r = tls_context_new(&hub->tls, &files)) < 0 ||
         (r = arbiter_open(&hub->arbiter, hub->config->arbiter, hub->config->uuid, self->name)) < 0 ||
-        (r = links_new(&hub->links, ops->links, hub, hub->notes, hub->tls, ops->side)) < 0 ||
+        (r = links_new(&hub->links, ops->links, hub, hub->notes, hub->tls, ops->side,
+                       hub->config->role.detect_ns)) < 0 ||
         (r = worker_new(&hub->worker, hub->notes, hub, ops->guest_event)) < 0 ||
         (r = worker_new(&hub->side_worker, hub->notes, hub, no_guest_events)) < 0)
         return r;

@@ -50,6 +50,7 @@ struct link {
     uint32_t timeout_ms;
     unsigned lanes, lanes_up;
     bool down_told;
+    atomic_uint_fast64_t heard_ns; /* latest frame on any of its lanes */
     struct outbox outbox;
     struct connection *lane[WIRE_LANES_MAX + 1];
 };
@@ -60,14 +61,15 @@ struct links {
     struct mailbox *notes;
     struct tls_context *tls;
     enum wire_side side;
+    uint64_t detect_ns;
     uint64_t next_id, next_number; /* numbers of the standby's links */
     pthread_mutex_t mutex;
     struct connection *connections[CONNECTIONS_MAX];
     struct link *table[4]; /* current, candidates, one that is about to go */
     atomic_uint_fast64_t current;
     atomic_uint frames_waiting;
-    atomic_uint_fast64_t last_frame_ns;
-    struct links_stats past; /* of closed connections */
+    atomic_uint_fast64_t last_frame_ns; /* of any link */
+    struct links_stats past;            /* of closed connections */
 };
 
 struct link_note {
@@ -212,9 +214,11 @@ static int on_frame(void *ctx, struct lane *lane, const struct wire_frame *frame
         return on_first_frame(connection, lane, frame);
     if (frame->type == WIRE_HELLO)
         return error_set(-EPROTO, "HELLO: came twice on lane %u", connection->index);
+    struct link *link = atomic_load(&connection->link);
+    if (link)
+        atomic_store_explicit(&link->heard_ns, clock_now_ns(), memory_order_relaxed);
     if (connection->index == 0)
         return post_frame(connection, frame);
-    struct link *link = atomic_load(&connection->link);
     if (!link || link->number != atomic_load(&links->current))
         return error_set(-EPROTO, "%s on lane %u before the session was accepted",
                          wire_type_name(frame->type), connection->index);
@@ -291,10 +295,16 @@ static struct link *link_new(struct links *links, uint64_t number)
         if (!link)
             break;
         link->number = number;
+        atomic_init(&link->heard_ns, clock_now_ns());
         outbox_init(&link->outbox);
         return links->table[i] = link;
     }
     return NULL;
+}
+
+static bool link_silent(const struct links *links, const struct link *link)
+{
+    return clock_now_ns() >= atomic_load(&link->heard_ns) + links->detect_ns;
 }
 
 static void link_free(struct links *links, struct link *link)
@@ -304,6 +314,10 @@ static void link_free(struct links *links, struct link *link)
      * a peer that saw a data lane end before it would take that for the reason. The data lanes' waits
      * overlap.
      */
+    if (link_silent(links, link))
+        for (unsigned i = 0; i <= WIRE_LANES_MAX; i++)
+            if (link->lane[i] && link->lane[i]->lane)
+                lane_abort(link->lane[i]->lane);
     if (link->lane[0])
         connection_free(links, link->lane[0]);
     for (unsigned i = 1; i <= WIRE_LANES_MAX; i++)
@@ -323,7 +337,7 @@ static void link_free(struct links *links, struct link *link)
 }
 
 int links_new(struct links **ret_links, const struct links_ops *ops, void *ctx, struct mailbox *notes,
-              struct tls_context *tls, enum wire_side side)
+              struct tls_context *tls, enum wire_side side, uint64_t detect_ns)
 {
     struct links *links = calloc(1, sizeof *links);
     if (!links)
@@ -333,6 +347,7 @@ int links_new(struct links **ret_links, const struct links_ops *ops, void *ctx, 
     links->notes = notes;
     links->tls = tls;
     links->side = side;
+    links->detect_ns = detect_ns;
     pthread_mutex_init(&links->mutex, NULL);
     *ret_links = links;
     return 0;
@@ -481,7 +496,7 @@ void links_disconnect(struct links *links, uint64_t number)
         return;
     if (atomic_load(&links->current) == number)
         links_set_current(links, 0);
-    if (link->lane[0] && !link->lane[0]->ended)
+    if (link->lane[0] && !link->lane[0]->ended && !link_silent(links, link))
         outbox_drain(&link->outbox, DRAIN_MS);
     link_free(links, link);
 }

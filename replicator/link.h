@@ -30,7 +30,7 @@ struct links_ops {
 };
 
 int links_new(struct links **ret_links, const struct links_ops *ops, void *ctx, struct mailbox *notes,
-              struct tls_context *tls, enum wire_side side);
+              struct tls_context *tls, enum wire_side side, uint64_t detect_ns);
 /* Disconnects everything. */
 void links_free(struct links *links);
 
@@ -54,7 +54,8 @@ int links_send(struct links *links, uint64_t link, enum wire_type type, uint64_t
 /* The data lanes have something to produce. Any thread. */
 void links_kick(struct links *links);
 
-/* Send what is queued, close, forget. down() does not follow. */
+/* Send what is queued, close, forget; at once when the peer has been silent for `detect_ns`, so that a
+ * takeover does not wait for farewells to a dead host. down() does not follow. */
 void links_disconnect(struct links *links, uint64_t link);
 
 /* Close connections that never said HELLO. Call now and then. */

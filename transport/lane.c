@@ -130,6 +130,12 @@ void lane_stop(struct lane *lane)
     wake(lane);
 }
 
+void lane_abort(struct lane *lane)
+{
+    atomic_store(&lane->aborting, true);
+    lane_stop(lane);
+}
+
 void lane_free(struct lane *lane)
 {
     if (!lane)

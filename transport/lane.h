@@ -76,6 +76,9 @@ void lane_kick(struct lane *lane);
  * close_notify. Any thread; down() follows. */
 void lane_stop(struct lane *lane);
 
+/* End the lane at once, without a farewell: the peer is known not to listen. Any thread; down() follows. */
+void lane_abort(struct lane *lane);
+
 /* lane_stop if need be, wait for the thread, free. Not from a callback. Takes NULL. */
 void lane_free(struct lane *lane);
 

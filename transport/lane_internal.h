@@ -109,7 +109,7 @@ struct lane {
     char peer[80]; /* in words */
 
     /* any thread */
-    atomic_bool asleep, kicked, stopping;
+    atomic_bool asleep, kicked, stopping, aborting;
     int wake_fd;
 
     int fd;

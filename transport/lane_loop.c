@@ -324,10 +324,12 @@ static void check_time(struct lane *lane)
 /* True when it changed the phase: the new one is to be pumped before anybody waits. */
 static bool check_stop(struct lane *lane)
 {
-    if (lane->phase >= LANE_FLUSHING || !atomic_load(&lane->stopping))
+    bool aborting = atomic_load(&lane->aborting);
+    if (!atomic_load(&lane->stopping) || lane->phase == LANE_ENDED ||
+        (lane->phase >= LANE_FLUSHING && !aborting))
         return false;
     /* Before it is open a lane has nothing to flush. */
-    enter(lane, lane->phase == LANE_OPEN ? LANE_FLUSHING : LANE_ENDED, in_ms(LINGER_MS));
+    enter(lane, lane->phase == LANE_OPEN && !aborting ? LANE_FLUSHING : LANE_ENDED, in_ms(LINGER_MS));
     return true;
 }
 

@@ -192,7 +192,10 @@ static inline int end_take(int listener)
 
 static inline void end_release(struct end *end)
 {
-    end_set(end, end->limit, false);
+    pthread_mutex_lock(&end->mutex);
+    uint64_t limit = end->limit;
+    pthread_mutex_unlock(&end->mutex);
+    end_set(end, limit, false);
     lane_free(end->lane);
     end->lane = NULL;
     pthread_mutex_destroy(&end->mutex);

@@ -406,6 +406,27 @@ static void stop_is_reported_to_both(void **state)
     assert_no_trouble(&standby);
 }
 
+/* No farewell: the peer sees the connection end without close_notify. */
+static void an_aborted_lane_says_nothing_more(void **state)
+{
+    (void)state;
+    struct end primary, standby;
+    end_init(&primary);
+    end_init(&standby);
+    start_pair(&primary, &standby, primary_config, standby_config);
+    assert_true(end_wait(&primary, primary.ups));
+    assert_true(end_wait(&standby, standby.ups));
+    lane_abort(primary.lane);
+    assert_true(end_wait(&primary, primary.downs));
+    assert_true(end_wait(&standby, standby.downs));
+    assert_int_equal(primary.code, 0);
+    assert_int_equal(standby.code, -ECONNRESET);
+    end_release(&primary);
+    end_release(&standby);
+    assert_no_trouble(&primary);
+    assert_no_trouble(&standby);
+}
+
 static void what_was_produced_is_sent_before_the_end(void **state)
 {
     (void)state;
@@ -827,6 +848,7 @@ int main(void)
         cmocka_unit_test(a_consumer_that_blocks_stalls_the_producer),
         cmocka_unit_test(a_peer_that_takes_nothing_is_given_up),
         cmocka_unit_test(stop_is_reported_to_both),
+        cmocka_unit_test(an_aborted_lane_says_nothing_more),
         cmocka_unit_test(what_was_produced_is_sent_before_the_end),
         cmocka_unit_test(last_words_reach_a_busy_peer),
         cmocka_unit_test(stop_in_every_state),
