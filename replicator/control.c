@@ -183,6 +183,13 @@ void control_reply(struct control *control, uint64_t id, json_t *reply)
         drop(control, client);
 }
 
+void control_printable(char *text)
+{
+    for (; *text; text++)
+        if (*text < ' ' || *text > '~')
+            *text = '?';
+}
+
 void control_refuse(struct control *control, uint64_t client, const char *format, ...)
 {
     char text[ERROR_TEXT_MAX];
@@ -190,6 +197,7 @@ void control_refuse(struct control *control, uint64_t client, const char *format
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    control_printable(text);
     control_reply(control, client, json_pack("{s:s}", "error", text));
 }
 

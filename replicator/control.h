@@ -24,6 +24,9 @@ void control_free(struct control *control);
 /* Takes over the reference to `reply`. A client that is gone is ignored. */
 void control_reply(struct control *control, uint64_t client, json_t *reply);
 
+/* JSON takes UTF-8 only, and these texts may quote anything: replace what is not printable ASCII by '?'. */
+void control_printable(char *text);
+
 /* {"error": text} */
 void control_refuse(struct control *control, uint64_t client, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -130,9 +130,10 @@ int hub_open(struct hub *hub, const struct hub_ops *ops)
 
 void hub_close(struct hub *hub)
 {
-    links_free(hub->links);
+    links_close(hub->links);
     worker_free(hub->worker);
     worker_free(hub->side_worker);
+    links_free(hub->links); /* a round on the guest's thread may have kicked until here */
     arbiter_close(hub->arbiter);
     tls_context_free(hub->tls);
     control_free(hub->control);

@@ -29,6 +29,7 @@
 
 #define CONNECTIONS_MAX (2 * (WIRE_LANES_MAX + 1))
 #define FRAMES_MAX      256
+#define UNNAMED_MAX     (WIRE_LANES_MAX + 8) /* connections that have not said HELLO */
 #define HELLO_WITHIN    (5 * NS_PER_S)
 #define DRAIN_MS        100
 
@@ -269,11 +270,17 @@ static struct connection *connection_new(struct links *links)
 
 static void connection_free(struct links *links, struct connection *connection)
 {
-    if (connection->lane) {
+    struct lane *lane;
+    {
+        scope_lock(&links->mutex);
+        lane = connection->lane;
+        connection->lane = NULL; /* from here links_kick() passes it by */
+    }
+    if (lane) {
         struct lane_stats stats;
-        lane_get_stats(connection->lane, &stats);
+        lane_get_stats(lane, &stats);
         links->past.wire_bytes += stats.bytes_sent + stats.bytes_received;
-        lane_free(connection->lane); /* joins: after this no callback runs */
+        lane_free(lane); /* joins: after this no callback runs */
     }
     scope_lock(&links->mutex);
     for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
@@ -309,29 +316,32 @@ static bool link_silent(const struct links *links, const struct link *link)
 
 static void link_free(struct links *links, struct link *link)
 {
+    struct connection *lanes[WIRE_LANES_MAX + 1];
+    {
+        /* Out of the table first: a data lane whose HELLO comes now must not join what is about to go. */
+        scope_lock(&links->mutex);
+        for (unsigned i = 0; i < array_length(links->table); i++)
+            if (links->table[i] == link)
+                links->table[i] = NULL;
+        memcpy(lanes, link->lane, sizeof lanes);
+    }
+    bool silent = link_silent(links, link);
+    for (unsigned i = 0; silent && i <= WIRE_LANES_MAX; i++)
+        if (lanes[i] && lanes[i]->lane)
+            lane_abort(lanes[i]->lane);
     /*
      * The control lane goes first and alone: its last frame (GOODBYE, REFUSE) says why the session ends, and
      * a peer that saw a data lane end before it would take that for the reason. The data lanes' waits
      * overlap.
      */
-    if (link_silent(links, link))
-        for (unsigned i = 0; i <= WIRE_LANES_MAX; i++)
-            if (link->lane[i] && link->lane[i]->lane)
-                lane_abort(link->lane[i]->lane);
-    if (link->lane[0])
-        connection_free(links, link->lane[0]);
+    if (lanes[0])
+        connection_free(links, lanes[0]);
     for (unsigned i = 1; i <= WIRE_LANES_MAX; i++)
-        if (link->lane[i] && link->lane[i]->lane)
-            lane_stop(link->lane[i]->lane);
+        if (lanes[i] && lanes[i]->lane)
+            lane_stop(lanes[i]->lane);
     for (unsigned i = 1; i <= WIRE_LANES_MAX; i++)
-        if (link->lane[i])
-            connection_free(links, link->lane[i]);
-    {
-        scope_lock(&links->mutex);
-        for (unsigned i = 0; i < array_length(links->table); i++)
-            if (links->table[i] == link)
-                links->table[i] = NULL;
-    }
+        if (lanes[i])
+            connection_free(links, lanes[i]);
     outbox_clear(&link->outbox);
     free(link);
 }
@@ -353,7 +363,7 @@ int links_new(struct links **ret_links, const struct links_ops *ops, void *ctx, 
     return 0;
 }
 
-void links_free(struct links *links)
+void links_close(struct links *links)
 {
     if (!links)
         return;
@@ -363,6 +373,13 @@ void links_free(struct links *links)
     for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
         if (links->connections[i])
             connection_free(links, links->connections[i]);
+}
+
+void links_free(struct links *links)
+{
+    if (!links)
+        return;
+    links_close(links);
     pthread_mutex_destroy(&links->mutex);
     free(links);
 }
@@ -445,8 +462,26 @@ int links_open_lanes(struct links *links, uint64_t number)
     return 0;
 }
 
+/* Strangers that never say HELLO must not fill the table: the oldest of too many makes room. */
+static void make_room(struct links *links)
+{
+    struct connection *oldest = NULL;
+    unsigned unnamed = 0;
+    for (unsigned i = 0; i < CONNECTIONS_MAX; i++) {
+        struct connection *connection = links->connections[i];
+        if (!connection || atomic_load(&connection->link))
+            continue;
+        unnamed++;
+        if (!oldest || connection->accepted_ns < oldest->accepted_ns)
+            oldest = connection;
+    }
+    if (unnamed >= UNNAMED_MAX && oldest)
+        connection_free(links, oldest);
+}
+
 void links_accept(struct links *links, int fd)
 {
+    make_room(links);
     struct connection *connection = connection_new(links);
     if (!connection) {
         log_warning("connection refused: %d connections are open already", CONNECTIONS_MAX);
@@ -473,7 +508,7 @@ int links_send(struct links *links, uint64_t number, enum wire_type type, uint64
                const void *payload, size_t length)
 {
     struct link *link = find(links, number);
-    if (!link || !link->lane[0])
+    if (!link || !link->lane[0] || !link->lane[0]->lane)
         return 0;
     int r = outbox_put(&link->outbox, type, generation, epoch, payload, length);
     if (r == 0)

@@ -31,7 +31,9 @@ struct links_ops {
 
 int links_new(struct links **ret_links, const struct links_ops *ops, void *ctx, struct mailbox *notes,
               struct tls_context *tls, enum wire_side side, uint64_t detect_ns);
-/* Disconnects everything. */
+/* Disconnects everything; afterwards no lane's thread exists, and the other calls find nothing to do. */
+void links_close(struct links *links);
+/* After links_close(), and when no other thread can call links_kick() any more. Takes NULL. */
 void links_free(struct links *links);
 
 /* Primary: open the control lane of a new link. `hello` is sent first on it when links_send_hello() says so,

@@ -239,6 +239,7 @@ static void begin(struct protect *protect, const struct role_action *action)
     checkpoint_get_stats(protect->checkpoint, &stats);
     checkpoint_set_lz4(protect->checkpoint, status.optional & WIRE_FEATURE_LZ4);
     protect->sessions++;
+    atomic_store(&protect->live_session, action->session);
     protect->copying = true;
     protect->copy_began_ns = clock_now_ns();
     protect->copy_bytes_before = stats.bytes_guest;
@@ -268,6 +269,7 @@ static void committed(struct protect *protect, const struct role_action *action)
 static void disconnect(struct protect *protect, const struct role_action *action)
 {
     protect->round_waits = false;
+    atomic_store(&protect->live_session, 0);
     checkpoint_cancel(protect->checkpoint);
     links_disconnect(protect->hub.links, action->session);
     protect_guest_do(protect, PROTECT_ABANDONED);
@@ -336,6 +338,8 @@ void protect_step(void *daemon, struct role_event *event)
     struct protect *protect = daemon;
     struct role_actions actions;
     event->now_ns = clock_now_ns();
+    if (event->now_ns >= protect_verify_deadline(protect))
+        protect_verify_broken(protect, "the standby gave no answer");
     primary_step(protect->machine, event, &actions);
     for (unsigned i = 0; i < actions.count && !protect->hub.ending; i++)
         if (!hub_perform(&protect->hub, &hub_ops, &actions.items[i]))
@@ -344,7 +348,9 @@ void protect_step(void *daemon, struct role_event *event)
 
 static uint64_t deadline(void *daemon)
 {
-    return primary_deadline(((struct protect *)daemon)->machine);
+    const struct protect *protect = daemon;
+    uint64_t machine_ns = primary_deadline(protect->machine), verify_ns = protect_verify_deadline(protect);
+    return machine_ns < verify_ns ? machine_ns : verify_ns;
 }
 
 /* --- control socket --- */
@@ -445,8 +451,7 @@ int daemon_protect(struct config *config)
     if (protect->checkpoint) {
         /* Lanes stop before what they produce from goes. */
         checkpoint_cancel(protect->checkpoint);
-        links_free(protect->hub.links);
-        protect->hub.links = NULL;
+        links_close(protect->hub.links);
     }
     if (protect->guest && protect->hub.worker)
         protect_guest_do(protect, PROTECT_DETACH);

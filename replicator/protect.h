@@ -15,7 +15,8 @@ struct protect_verify {
     uint32_t block;
     uint64_t first; /* next page to compare */
     uint32_t slice_pages;
-    bool awaited;                   /* a slice is with the standby */
+    bool awaited; /* a slice is with the standby */
+    uint64_t awaited_by_ns;
     struct checkpoint_verify slice; /* of the capture that is under way */
     bool slice_taken;
     uint64_t pages, differing, slices, pause_max_ns;
@@ -33,11 +34,12 @@ struct protect {
     uint8_t history[16];
     int attach_code;
     bool attached;
-    bool begun;                   /* guest's thread */
-    bool held;                    /* guest's thread: we stopped the guest (stall, yield) */
-    atomic_uint_fast64_t session; /* whose rounds are being sent */
-    struct role_action round;     /* the latest ACTION_ROUND */
-    bool round_waits;             /* it has not been started */
+    bool begun;                        /* guest's thread */
+    bool held;                         /* guest's thread: we stopped the guest (stall, yield) */
+    atomic_uint_fast64_t session;      /* whose rounds are being sent */
+    atomic_uint_fast64_t live_session; /* that may send rounds; 0: none */
+    struct role_action round;          /* the latest ACTION_ROUND */
+    bool round_waits;                  /* it has not been started */
     uint64_t heartbeats;
     uint64_t sessions;
 
@@ -78,6 +80,8 @@ void protect_progress(void *daemon, char *ret_line, size_t room);
 /* protect_verify.c */
 void protect_verify_request(struct protect *protect, uint64_t client, json_t *request);
 bool protect_verify_awaited(const struct protect *protect);
+/* When an answer is overdue; UINT64_MAX: none is awaited. */
+uint64_t protect_verify_deadline(const struct protect *protect);
 /* The slice that the next capture should take, NULL for none. */
 struct checkpoint_verify *protect_verify_slice(struct protect *protect);
 /* The epoch with the slice was committed: send it. */

@@ -8,7 +8,10 @@
 #include "base/scope.h"
 #include "vmm/qemu/qemu.h"
 
+#include <errno.h>
 #include <string.h>
+
+#define HOLD_ATTEMPTS 3 /* each waits for the guest's disks as long as the driver allows */
 
 /* The primary's calls on its guest: each a job on the guest's thread, most with an answer for the role
  * machine. */
@@ -55,6 +58,9 @@ static void run_round(struct job *base, void *daemon)
     uint32_t round = job->event.round;
     atomic_store(&protect->session, session);
     int r = job->capture ? 0 : checkpoint_estimate(protect->checkpoint, &estimate);
+    /* A session that broke while this job waited must not stop the guest for nothing. */
+    if (r == 0 && atomic_load(&protect->live_session) != session)
+        r = error_set(-ECANCELED, "the session ended");
     if (r == 0 && estimate.wants_round) {
         r = checkpoint_round(protect->checkpoint, job->generation, epoch, round, &job->event.pages);
     } else if (r == 0) {
@@ -87,10 +93,12 @@ static void run_hold(struct job *base, void *daemon)
     (void)base;
     if (protect->held)
         return;
-    if (protect->guest->ops->hold(protect->guest) < 0)
-        log_error("hold the guest: %s", error_text());
-    else
-        protect->held = true;
+    for (unsigned i = 0; i < HOLD_ATTEMPTS && !protect->held; i++) {
+        if (protect->guest->ops->hold(protect->guest) < 0)
+            log_error("hold the guest: %s", error_text());
+        else
+            protect->held = true;
+    }
 }
 
 static void run_release(struct job *base, void *daemon)
@@ -101,8 +109,7 @@ static void run_release(struct job *base, void *daemon)
         return;
     if (protect->guest->ops->resume(protect->guest) < 0)
         log_error("release the guest: %s", error_text());
-    else
-        protect->held = false;
+    protect->held = false; /* whatever it said: the driver holds it no longer */
 }
 
 static void run_halt(struct job *base, void *daemon)

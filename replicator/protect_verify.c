@@ -93,6 +93,11 @@ bool protect_verify_awaited(const struct protect *protect)
     return protect->verify.client && protect->verify.awaited;
 }
 
+uint64_t protect_verify_deadline(const struct protect *protect)
+{
+    return protect_verify_awaited(protect) ? protect->verify.awaited_by_ns : UINT64_MAX;
+}
+
 struct checkpoint_verify *protect_verify_slice(struct protect *protect)
 {
     struct protect_verify *verify = &protect->verify;
@@ -123,6 +128,7 @@ void protect_verify_committed(struct protect *protect, uint64_t session, uint64_
     }
     verify->slice_taken = false;
     verify->awaited = true;
+    verify->awaited_by_ns = clock_now_ns() + protect->hub.config->role.setup_ns;
 }
 
 void protect_verify_answer(struct protect *protect, const struct wire_frame *frame)

@@ -2,8 +2,10 @@
 #include "replicator/report.h"
 
 #include "base/clock.h"
+#include "replicator/control.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 static json_int_t resident_bytes(void)
@@ -21,7 +23,9 @@ static json_int_t resident_bytes(void)
 json_t *report_common(const struct config *config, const char *role, const struct role_status *status,
                       const struct links_stats *links, uint64_t now_ns)
 {
-    char uuid[37];
+    char uuid[37], reason[sizeof status->reason];
+    memcpy(reason, status->reason, sizeof reason);
+    control_printable(reason);
     config_uuid_print(config->uuid, uuid);
     json_t *object = json_object();
     json_object_set_new(object, "vm", json_string(config->name));
@@ -30,7 +34,7 @@ json_t *report_common(const struct config *config, const char *role, const struc
     json_object_set_new(object, "role", json_string(role));
     json_object_set_new(object, "state", json_string(role_state_name(status->state)));
     json_object_set_new(object, "protected", json_boolean(status->protected_now));
-    json_object_set_new(object, "reason", json_string(status->reason));
+    json_object_set_new(object, "reason", json_string(reason));
     json_object_set_new(object, "since_s", json_real((double)(now_ns - status->since_ns) / 1e9));
     json_object_set_new(object, "generation", json_integer((json_int_t)status->generation));
     json_object_set_new(object, "epoch", json_integer((json_int_t)status->epoch));

@@ -49,6 +49,8 @@ static void on_down(void *ctx, uint64_t link, int code, const char *reason)
 static int keep_description(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
 {
     struct peer_guest *described = &standbyd->described;
+    if (described->link == link)
+        return error_set(-EPROTO, "DESCRIBE: came twice");
     cleanup_free struct message_describe *describe = malloc(sizeof *describe);
     if (!describe)
         return error_set(-ENOMEM, "DESCRIBE: out of memory");
@@ -66,8 +68,7 @@ static int keep_description(struct standbyd *standbyd, uint64_t link, const stru
         memcpy(described->blocks[i].name, describe->blocks[i].name, VMM_BLOCK_NAME);
         described->blocks[i].bytes = describe->blocks[i].bytes;
     }
-    if (standbyd->prepare_wanted && standbyd->prepare.session == link)
-        standbyd_prepare(standbyd);
+    standbyd_prepare(standbyd);
     return 0;
 }
 
@@ -93,6 +94,20 @@ static int on_round_end(struct standbyd *standbyd, const struct wire_frame *fram
     return r;
 }
 
+/* Fingerprints are of the committed checkpoint, of this session, one message at a time. */
+static int check_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
+{
+    struct role_status status;
+    standby_get_status(standbyd->machine, &status);
+    if (status.session != link || status.state != STANDBY_RECEIVING || !standbyd->restore_ours ||
+        !(status.optional & WIRE_FEATURE_VERIFY) || !frame->epoch || frame->epoch != status.committed_epoch ||
+        standbyd->verifying)
+        return error_set(-EPROTO, "VERIFY of epoch %llu while %s; committed is epoch %llu",
+                         (unsigned long long)frame->epoch, role_state_name(status.state),
+                         (unsigned long long)status.committed_epoch);
+    return 0;
+}
+
 static int take_frame(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
 {
     struct role_event event = {
@@ -113,7 +128,9 @@ static int take_frame(struct standbyd *standbyd, uint64_t link, const struct wir
         return on_round_end(standbyd, frame, &event);
     case WIRE_VERIFY:
         event.epoch = 0;
-        standbyd_verify(standbyd, link, frame);
+        r = check_verify(standbyd, link, frame);
+        if (r == 0)
+            standbyd_verify(standbyd, link, frame);
         break;
     case WIRE_GOODBYE:
         event.type = EVENT_GOODBYE;
@@ -226,7 +243,7 @@ static void perform(struct standbyd *standbyd, const struct role_action *action)
         r = send_frame(standbyd, action);
         break;
     case ACTION_DISCONNECT:
-        if (standbyd->restore && action->session == standbyd->session)
+        if (standbyd->restore_ours && action->session == standbyd->session)
             restore_abort(standbyd->restore);
         links_disconnect(standbyd->hub.links, action->session);
         if (standbyd->prepare.session == action->session)
@@ -237,8 +254,7 @@ static void perform(struct standbyd *standbyd, const struct role_action *action)
         standbyd->prepare_wanted = true;
         __atomic_store_n(&standbyd->session, action->session, __ATOMIC_RELAXED);
         standbyd->sessions++;
-        if (standbyd->described.link == action->session)
-            standbyd_prepare(standbyd);
+        standbyd_prepare(standbyd);
         break;
     case ACTION_EXPECT:
         r = expect(standbyd, action);
@@ -399,10 +415,9 @@ int daemon_standby(struct config *config)
     }
     if (standbyd->listen_fd >= 0)
         close(standbyd->listen_fd);
-    if (standbyd->restore)
+    if (standbyd->restore_ours)
         restore_abort(standbyd->restore);
-    links_free(standbyd->hub.links);
-    standbyd->hub.links = NULL;
+    links_close(standbyd->hub.links);
     if (standbyd->hub.worker)
         standbyd_close_guest(standbyd);
     hub_close(&standbyd->hub);

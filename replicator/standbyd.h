@@ -23,11 +23,14 @@ struct standbyd {
     /* guest's thread */
     struct vmm *guest;
     bool guest_failed;
-    struct restore *restore; /* written by the guest's thread while no lane delivers pages */
+    struct restore *restore; /* written by the guest's thread while `restore_ours` is false */
 
     /* main thread */
     struct peer_guest described;
-    bool prepare_wanted; /* ACTION_PREPARE came, DESCRIBE not yet */
+    bool prepare_wanted; /* ACTION_PREPARE came and is not under way yet */
+    bool preparing;      /* one is under way on the guest's thread */
+    bool restore_ours;   /* the main thread and the lanes may use `restore` */
+    bool verifying;      /* a VERIFY is on the guest's thread */
     struct role_action prepare;
     uint64_t session; /* newest */
     uint64_t heartbeats, sessions;
@@ -42,6 +45,7 @@ struct standbyd {
 };
 
 /* standbyd_guest.c: jobs on the guest's thread. */
+/* Start the wanted preparation, if DESCRIBE has come and none is under way. */
 void standbyd_prepare(struct standbyd *standbyd);
 void standbyd_apply(struct standbyd *standbyd, const struct role_action *action);
 void standbyd_takeover(struct standbyd *standbyd);

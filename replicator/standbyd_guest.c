@@ -9,12 +9,14 @@
 #include "vmm/qemu/qemu.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct standby_job {
     struct job job;
     struct role_event event;
     bool fresh;
+    struct peer_guest *described; /* this job's copy */
     int pid;
     uint64_t probe;
     bool probe_known;
@@ -101,9 +103,9 @@ static void run_prepare(struct job *base, void *daemon)
 {
     struct standby_job *job = (struct standby_job *)base;
     struct standbyd *standbyd = daemon;
-    struct vmm_description ours, theirs = {.blocks = standbyd->described.blocks,
-                                           .block_count = standbyd->described.block_count,
-                                           .text = standbyd->described.text};
+    struct vmm_description ours, theirs = {.blocks = job->described->blocks,
+                                           .block_count = job->described->block_count,
+                                           .text = job->described->text};
     uint32_t map[VMM_BLOCKS_MAX];
     if (job->fresh || standbyd->guest_failed)
         discard(standbyd);
@@ -121,21 +123,55 @@ static void run_prepare(struct job *base, void *daemon)
     remember(job, r);
 }
 
+static void free_description(struct peer_guest *described)
+{
+    if (described)
+        free(described->text);
+    free(described);
+}
+
+static struct peer_guest *copy_description(const struct peer_guest *described)
+{
+    struct peer_guest *copy = malloc(sizeof *copy);
+    if (!copy)
+        return NULL;
+    *copy = *described;
+    copy->text = strdup(described->text);
+    if (copy->text)
+        return copy;
+    free(copy);
+    return NULL;
+}
+
 static void deliver_prepared(struct note *note, void *daemon)
 {
     struct standby_job *job = (struct standby_job *)note;
     struct standbyd *standbyd = daemon;
+    free_description(job->described);
+    standbyd->preparing = false;
     standbyd->guest_pid = job->pid;
-    if (job->event.code == 0)
-        links_set_current(standbyd->hub.links, job->event.session);
+    if (job->event.code == 0 && !standbyd->prepare_wanted) {
+        standbyd->restore_ours = true;
+        if (job->event.session == standbyd->session)
+            links_set_current(standbyd->hub.links, job->event.session);
+    }
     standbyd_step(standbyd, &job->event);
+    standbyd_prepare(standbyd); /* a newer session may have asked meanwhile */
 }
 
 void standbyd_prepare(struct standbyd *standbyd)
 {
+    if (!standbyd->prepare_wanted || standbyd->preparing ||
+        standbyd->described.link != standbyd->prepare.session)
+        return;
     struct standby_job *job = standby_job(EVENT_PREPARED, &standbyd->prepare, run_prepare, deliver_prepared);
     job->fresh = standbyd->prepare.fresh;
+    job->described = copy_description(&standbyd->described);
+    if (!job->described)
+        abort();
     standbyd->prepare_wanted = false;
+    standbyd->preparing = true;
+    standbyd->restore_ours = false;
     worker_submit(standbyd->hub.worker, &job->job);
 }
 
@@ -239,6 +275,8 @@ static void run_verify(struct job *base, void *daemon)
     struct standbyd *standbyd = daemon;
     struct message_verify verify;
     job->code = message_verify_parse(&job->frame, &verify);
+    if (job->code == 0 && !standbyd->restore)
+        job->code = error_set(-ENODATA, "VERIFY: there is no checkpoint");
     if (job->code == 0)
         job->code = restore_verify(standbyd->restore, &verify, &job->differing, job->pages);
 }
@@ -250,8 +288,16 @@ static void deliver_verified(struct note *note, void *daemon)
     struct message_verify verify;
     struct role_status status;
     uint8_t payload[sizeof(struct wire_verified) + WIRE_VERIFIED_MAX * sizeof(le64)];
-    if (job->code < 0 || message_verify_parse(&job->frame, &verify) < 0)
-        return; /* the session breaks or broke for a reason of its own; the asker is told then */
+    standbyd->verifying = false;
+    if (job->code < 0 || message_verify_parse(&job->frame, &verify) < 0) {
+        struct role_event event = {.type = EVENT_LINK_DOWN,
+                                   .session = job->link,
+                                   .code = -EPROTO,
+                                   .text = "VERIFY could not be answered"};
+        standbyd_step(standbyd, &event);
+        links_disconnect(standbyd->hub.links, job->link);
+        return;
+    }
     long length = message_verified_build(&verify, job->differing, job->pages, payload, sizeof payload);
     standby_get_status(standbyd->machine, &status);
     if (length > 0)
@@ -262,6 +308,7 @@ static void deliver_verified(struct note *note, void *daemon)
 void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
 {
     struct verify_job *job = job_new(sizeof *job + frame->length, run_verify, deliver_verified);
+    standbyd->verifying = true;
     job->link = link;
     job->frame = *frame;
     memcpy(job->payload, frame->payload, frame->length);

@@ -15,9 +15,7 @@ json_t *standbyd_status(struct standbyd *standbyd)
     struct restore_stats stats = {0};
     standby_get_status(standbyd->machine, &status);
     links_get_stats(standbyd->hub.links, &links);
-    /* The guest's thread makes and frees `restore`, but only between sessions, which the machine's state
-     * shows. */
-    if (status.committed_epoch && standbyd->restore)
+    if (standbyd->restore_ours)
         restore_get_stats(standbyd->restore, &stats);
 
     json_t *object = report_common(standbyd->hub.config, standbyd->running ? "primary" : "standby", &status,

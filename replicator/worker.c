@@ -27,9 +27,9 @@ void note_post(struct mailbox *notes, void *note)
 
 static void look_at_guest(struct worker *worker)
 {
-    if (!worker->watched)
-        return;
-    for (enum vmm_event event; (event = worker->watched->ops->event(worker->watched)) != VMM_EVENT_NONE;)
+    enum vmm_event event;
+    /* Handling an event may end the watch. */
+    while (worker->watched && (event = worker->watched->ops->event(worker->watched)) != VMM_EVENT_NONE)
         worker->guest_event(worker->daemon, event);
 }
 

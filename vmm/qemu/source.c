@@ -216,9 +216,9 @@ static int let_run(struct source *source)
     return r;
 }
 
-static int source_pause(struct vmm *vmm)
+/* `guarded`: should we die before it is undone, the guest is to run again. */
+static int stop(struct source *source, bool guarded)
 {
-    struct source *source = of(vmm);
     assert(source->phase == CALM);
     /* What somebody else did until now is theirs, also if it has not been read yet. */
     int r = checked(source, qmp_drain(source->qmp));
@@ -226,7 +226,7 @@ static int source_pause(struct vmm *vmm)
         return r;
     source->our_stop = source->io_error = source->intruded = false;
     source->phase = STOPPING;
-    if (!source->stopped)
+    if (guarded && !source->stopped)
         guard_arm(source->guard);
     r = checked(source, qmp_call(source->qmp, STOP_MS, NULL, "stop", NULL));
     if (r < 0 || !source->our_stop)
@@ -244,6 +244,11 @@ static int source_pause(struct vmm *vmm)
         return error_set(r, "%s", text);
     }
     return r;
+}
+
+static int source_pause(struct vmm *vmm)
+{
+    return stop(of(vmm), true);
 }
 
 static int intruded(const struct source *source)
@@ -302,13 +307,16 @@ static int source_resume(struct vmm *vmm)
 static int source_hold(struct vmm *vmm)
 {
     struct source *source = of(vmm);
-    int r = source->phase == HELD ? 0 : source_pause(vmm);
+    int r = source->phase == HELD ? 0 : stop(source, false);
     if (r < 0)
         return r;
     guard_disarm(source->guard);
     if (source->our_stop)
         source->kept = source->stopped = true;
-    return tell_later_engines(source);
+    /* It is held; that a later engine may not be told matters only should we die, with QEMU's monitor broken.
+     */
+    tell_later_engines(source);
+    return 0;
 }
 
 /* Held, and not even resume() lets it run. */
