@@ -75,6 +75,20 @@ def test_standby_killed_and_back(run):
     check(len(pair.memory_guests()) == 2, f"QEMUs left over: {pair.memory_guests()}", pair.story)
 
 
+def test_waiting_guest_killed_and_back(run):
+    """The waiting QEMU dies: its checkpoint is gone, and a fresh one is filled."""
+    pair = run.pair().up()
+    pair.wait_epochs(5)
+    first = pair.status("beta")["guest"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    wait_for("another waiting guest under protection", 40,
+             lambda: (pair.status("alpha") or {}).get("protected") and
+             (pair.status("beta") or {}).get("guest", {}).get("pid") not in (first, None), pair.story)
+    check(pair.engines["beta"].running(), "the standby's engine ended with its guest", pair.story)
+    pair.wait_epochs(5)
+    check(not pair.verify()["differing"], "memory differs", pair.story)
+
+
 def test_engine_killed_and_back(run):
     """The engine dies, the guest does not notice; a new engine attaches and protects it again."""
     pair = run.pair().up()

@@ -77,6 +77,17 @@ def test_survives_engine(run):
     pair.wait_ticks("beta", 3)
 
 
+def test_guest_ends_after_takeover(run):
+    """The engine of a taken-over guest ends in order when its guest does."""
+    pair = run.pair(takeover="auto").up()
+    pair.wait_epochs(5)
+    pair.kill_primary()
+    pair.check_taken_over()
+    os.kill(pair.guest_pid("beta"), signal.SIGTERM)
+    code = pair.engines["beta"].wait(20)
+    check(code == 0, f"the engine ended with {code}", pair.story)
+
+
 def test_guest_shutdown_is_no_takeover(run):
     """A guest that ends in order ended on purpose: the standby must not bring it back."""
     pair = run.pair(takeover="auto", load=LIGHT + " us.end=12").up()
