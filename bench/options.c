@@ -53,7 +53,8 @@ static int parse_bytes(const char *name, const char *text, uint64_t min, uint64_
     if (*end) {
         const char *suffix = strchr("KMGT", *end);
         if (!suffix || (end[1] && strcmp(end + 1, "iB") != 0))
-            return error_set(-EINVAL, "--%s: '%s' is no size (a number and KiB, MiB, GiB or TiB)", name, text);
+            return error_set(-EINVAL, "--%s: '%s' is no size (a number and KiB, MiB, GiB or TiB)", name,
+                             text);
         shift = 10 * (unsigned)(suffix - "KMGT" + 1);
     }
     if (errno || end == text || text[0] == '-' || number > (1ull << 40) >> shift || number << shift < min)

@@ -81,7 +81,8 @@ struct vmm_ops {
     int (*event_fd)(struct vmm *);
     /* What happened since the last call; call until it returns VMM_EVENT_NONE. */
     enum vmm_event (*event)(struct vmm *);
-    /* Stop a running guest for good: a newer generation of it runs elsewhere by right. close() leaves it stopped. */
+    /* Stop a running guest for good: a newer generation of it runs elsewhere by right. close() leaves it
+     * stopped. */
     int (*halt)(struct vmm *);
     /* Source: detach; the guest goes on untouched, running unless somebody else stopped it. Target: if run()
      * was never called, end the guest; else let it go on. Frees the object; takes NULL. */
