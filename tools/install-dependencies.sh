@@ -1,15 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Install the Debian packages that building, testing and the demonstration need. Does nothing, quickly, when all are there.
+# Install the Debian packages that building, testing and the demonstration need. Does nothing, quickly, when all
+# are there.
 set -eu
 
 packages="
 build-essential meson ninja-build pkg-config
 liburing-dev liblz4-dev libssl-dev libxxhash-dev libjansson-dev libinih-dev libsystemd-dev libcmocka-dev
 clang libclang-rt-14-dev
-scdoc man-db
-qemu-system-x86 busybox-static cpio zstd xz-utils openssl iproute2 python3 util-linux procps
+scdoc
+qemu-system-x86 cpio openssl iproute2 python3 util-linux procps
 "
 
 missing=
@@ -27,7 +28,7 @@ fi
 echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
+if ! { apt-get update -qq && apt-get install -o DPkg::Lock::Timeout=120 -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
     tail -n 30 "$log" >&2
     echo "install-dependencies: apt-get failed; its output is in $log" >&2
     exit 1
