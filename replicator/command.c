@@ -88,8 +88,7 @@ static int fail(const char *command, int code)
     return code;
 }
 
-/* Parse, handle --help, load the configuration. Negative: exit with the negated... positive exit code in
- * *ret_exit. */
+/* Parse, handle --help, load the configuration. False: exit with *ret_exit. */
 static bool begin(int argc, char **argv, const char *accepted, const char *help, struct command_line *line,
                   struct config **ret_config, int *ret_exit)
 {
@@ -120,57 +119,49 @@ static int end_of_daemon(const char *command, int r)
     return fail(command, r == -EOPNOTSUPP || r == -EBUSY ? EXIT_REFUSED : EXIT_FAILED);
 }
 
+static int run_daemon(int argc, char **argv, const char *help, int (*daemon)(struct config *config))
+{
+    struct command_line line;
+    struct config *config;
+    int code;
+    if (!begin(argc, argv, "hpl", help, &line, &config, &code))
+        return code;
+    if (line.probe) {
+        free(config->probe_block);
+        config->probe_block = NULL;
+        if (config_probe_parse(line.probe, &config->probe_block, &config->probe_offset) < 0) {
+            config_free(config);
+            return fail(argv[0], EXIT_USAGE);
+        }
+    }
+    code = end_of_daemon(argv[0], daemon(config));
+    config_free(config);
+    return code;
+}
+
 int command_protect(int argc, char **argv)
 {
-    static const char help[] =
+    return run_daemon(
+        argc, argv,
         "Usage: understudy protect CONFIG [--host NAME] [--probe BLOCK:OFFSET] [--log-level LEVEL]\n\n"
         "Attach to the QEMU that runs on this host and keep a standby of it on the peer host. Runs in the "
         "foreground\n"
         "until stopped; the guest goes on, unprotected, when it ends.\n\n"
         "  CONFIG        a name (web: /etc/understudy/web.ini) or a path\n"
         "  --host NAME   which [host] of the configuration we are (default: this machine's host name)\n"
-        "  --probe B:O   report the guest's 8 bytes at offset O of RAM block B with every checkpoint\n";
-    struct command_line line;
-    struct config *config;
-    int code;
-    if (!begin(argc, argv, "hpl", help, &line, &config, &code))
-        return code;
-    if (line.probe) {
-        free(config->probe_block);
-        config->probe_block = NULL;
-        if (config_probe_parse(line.probe, &config->probe_block, &config->probe_offset) < 0) {
-            config_free(config);
-            return fail(argv[0], EXIT_USAGE);
-        }
-    }
-    code = end_of_daemon(argv[0], daemon_protect(config));
-    config_free(config);
-    return code;
+        "  --probe B:O   report the guest's 8 bytes at offset O of RAM block B with every checkpoint\n",
+        daemon_protect);
 }
 
 int command_standby(int argc, char **argv)
 {
-    static const char help[] =
+    return run_daemon(
+        argc, argv,
         "Usage: understudy standby CONFIG [--host NAME] [--probe BLOCK:OFFSET] [--log-level LEVEL]\n\n"
         "Wait for the primary, keep a waiting QEMU filled with its last committed checkpoint, and take over "
         "by policy or\n"
-        "by command. Runs in the foreground; a guest that was taken over goes on when it ends.\n";
-    struct command_line line;
-    struct config *config;
-    int code;
-    if (!begin(argc, argv, "hpl", help, &line, &config, &code))
-        return code;
-    if (line.probe) {
-        free(config->probe_block);
-        config->probe_block = NULL;
-        if (config_probe_parse(line.probe, &config->probe_block, &config->probe_offset) < 0) {
-            config_free(config);
-            return fail(argv[0], EXIT_USAGE);
-        }
-    }
-    code = end_of_daemon(argv[0], daemon_standby(config));
-    config_free(config);
-    return code;
+        "by command. Runs in the foreground; a guest that was taken over goes on when it ends.\n",
+        daemon_standby);
 }
 
 /* --- requests to a running daemon --- */
