@@ -219,6 +219,36 @@ def test_corrupted_wire(run):
     check(not pair.verify()["differing"], "memory differs", pair.story)
 
 
+def test_frames_out_of_turn(run):
+    """A primary with a right certificate that greets and then sends what does not belong there: the standby ends the
+    session, and lives."""
+    pair = run.pair()
+    standby = pair.standby()
+    pki = run.pki()
+    verify = struct.pack("<IIQ", 0, 1, 0) + bytes(8)
+    commit = struct.pack("<II", 0, 0) + struct.pack("<QQQQ", 1, 1, 100, 1) + struct.pack("<QQ", 10, 1)
+    describe = struct.pack("<II", 1, 7) + struct.pack("<Q", 4096) + b"pc.ram".ljust(256, b"\0") + b"driver\n"
+    turns = {
+        "fingerprints before a checkpoint": [(peer.VERIFY, verify, 5)],
+        "many fingerprints": [(peer.VERIFY, verify, 5)] * 400,
+        "commit before ACCEPT": [(peer.COMMIT, commit, 5)],
+        "two descriptions": [(peer.DESCRIBE, describe, 0), (peer.DESCRIBE, describe, 0)],
+    }
+    for number, (what, frames) in enumerate(turns.items()):
+        client = peer.Client(run.network("alpha"), (BETA, PORT), certificate=f"{pki}/alpha.pem", key=f"{pki}/alpha.key")
+        session = 100 + number
+        client.send(peer.frame(peer.HELLO, peer.hello(UUID_BYTES), session=session))
+        answer = client.read_frame()
+        check(answer and answer[0] == peer.WELCOME, f"HELLO was answered with {answer}", pair.story)
+        for sequence, (kind, payload, epoch) in enumerate(frames):
+            client.send(peer.frame(kind, payload, session=session, sequence=sequence + 1, epoch=epoch))
+        client.read_all()
+        client.close()
+        check(standby.running(), f"{what}: the standby ended", pair.story)
+        wait_for(f"after {what} the standby waits again", 20,
+                 lambda: (pair.status("beta") or {}).get("state") == "waiting", pair.story)
+
+
 def test_stranger_during_a_session(run):
     """A second session, though its certificate is right, must not disturb the first."""
     pair = run.pair().up()
