@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "replicator/link.h"
+#include "replicator/link_internal.h"
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/scope.h"
-#include "replicator/outbox.h"
-#include "replicator/worker.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -22,226 +19,15 @@
  * connection's thread may still run while the main thread tears things down, so:
  *   - notes name connections by id, never by pointer; a note about a connection that is gone is dropped;
  *   - a connection is freed only after lane_free() has joined its thread;
- *   - `mutex` guards what lanes' threads read of the tables (joining a link); it is never held while
- * lane_free() waits. Frames that a peer sends faster than the main thread takes them are bounded by
- * FRAMES_MAX; beyond, the lane is ended.
+ *   - `mutex` guards what lanes' threads read of the tables; it is never held while lane_free() waits.
+ *
+ * Frames that a peer sends faster than the main thread takes them are bounded by FRAMES_MAX; beyond, the lane
+ * is ended. Connections that never say HELLO are bounded by UNNAMED_MAX and closed after HELLO_WITHIN.
  */
 
-#define CONNECTIONS_MAX (2 * (WIRE_LANES_MAX + 1))
-#define FRAMES_MAX      256
-#define UNNAMED_MAX     (WIRE_LANES_MAX + 8) /* connections that have not said HELLO */
-#define HELLO_WITHIN    (5 * NS_PER_S)
-#define DRAIN_MS        100
-
-struct connection {
-    uint64_t id;
-    struct links *links;
-    struct lane *lane;
-    unsigned index; /* 0 control; set by HELLO on the standby */
-    bool ended;     /* its DOWN was delivered */
-    bool greeted;   /* lane's thread: HELLO was sent or received */
-    uint64_t accepted_ns;
-    struct link *_Atomic link;
-};
-
-struct link {
-    uint64_t number, session, generation;
-    struct message_hello hello;
-    char address[128];
-    uint32_t timeout_ms;
-    unsigned lanes, lanes_up;
-    bool down_told;
-    atomic_uint_fast64_t heard_ns; /* latest frame on any of its lanes */
-    struct outbox outbox;
-    struct connection *lane[WIRE_LANES_MAX + 1];
-};
-
-struct links {
-    const struct links_ops *ops;
-    void *ctx;
-    struct mailbox *notes;
-    struct tls_context *tls;
-    enum wire_side side;
-    uint64_t detect_ns;
-    uint64_t next_id, next_number; /* numbers of the standby's links */
-    pthread_mutex_t mutex;
-    struct connection *connections[CONNECTIONS_MAX];
-    struct link *table[4]; /* current, candidates, one that is about to go */
-    atomic_uint_fast64_t current;
-    atomic_uint frames_waiting;
-    atomic_uint_fast64_t last_frame_ns; /* of any link */
-    struct links_stats past;            /* of closed connections */
-};
-
-struct link_note {
-    struct note note;
-    struct links *links;
-    uint64_t connection;
-    enum { LINK_NOTE_UP, LINK_NOTE_JOINED, LINK_NOTE_FRAME, LINK_NOTE_DOWN } kind;
-    int code;
-    struct wire_frame frame;
-    char text[ERROR_TEXT_MAX];
-    uint8_t payload[];
-};
-
-static void deliver(struct note *base, void *daemon);
-
-static struct link_note *note_new(const struct connection *connection, int kind, size_t payload)
-{
-    struct link_note *note = calloc(1, sizeof *note + payload);
-    if (!note)
-        return NULL;
-    note->note.deliver = deliver;
-    note->connection = connection->id;
-    note->kind = (typeof(note->kind))kind;
-    note->links = connection->links;
-    return note;
-}
-
-/* --- lanes' threads --- */
-
-static void on_up(void *ctx, struct lane *lane)
-{
-    struct connection *connection = ctx;
-    (void)lane;
-    struct link_note *note = note_new(connection, LINK_NOTE_UP, 0);
-    if (note)
-        note_post(connection->links->notes, note);
-}
-
-static int put_hello(struct connection *connection, struct link *link, struct wire_writer *writer)
-{
-    struct wire_hello wire;
-    struct message_hello hello = link->hello;
-    hello.lane = (uint16_t)connection->index;
-    hello.lanes = (uint16_t)link->lanes;
-    message_hello_build(&hello, &wire);
-    return wire_writer_put(writer, WIRE_HELLO, link->generation, 0, &wire, sizeof wire);
-}
-
-static int on_produce(void *ctx, struct lane *lane, struct wire_writer *writer)
-{
-    struct connection *connection = ctx;
-    struct link *link = atomic_load(&connection->link);
-    (void)lane;
-    if (!link)
-        return 0;
-    if (connection->index == 0)
-        return outbox_produce(&link->outbox, writer);
-    if (connection->links->side == WIRE_SIDE_STANDBY)
-        return 0;
-    if (!connection->greeted) {
-        int r = put_hello(connection, link, writer);
-        if (r < 0)
-            return r;
-        connection->greeted = true;
-        return 1;
-    }
-    return connection->links->ops->produce(connection->links->ctx, connection->index, writer);
-}
-
-static int post_frame(struct connection *connection, const struct wire_frame *frame)
-{
-    struct links *links = connection->links;
-    if (atomic_fetch_add(&links->frames_waiting, 1) >= FRAMES_MAX) {
-        atomic_fetch_sub(&links->frames_waiting, 1);
-        return error_set(-ENOBUFS, "peer sends control frames faster than they can be handled (%s)",
-                         wire_type_name(frame->type));
-    }
-    struct link_note *note = note_new(connection, LINK_NOTE_FRAME, frame->length);
-    if (!note) {
-        atomic_fetch_sub(&links->frames_waiting, 1);
-        return error_set(-ENOMEM, "%s frame: out of memory", wire_type_name(frame->type));
-    }
-    note->frame = *frame;
-    if (frame->length)
-        memcpy(note->payload, frame->payload, frame->length);
-    note->frame.payload = note->payload;
-    note_post(links->notes, note);
-    return 0;
-}
-
-/* Standby: a data lane names the session it belongs to. */
-static int join(struct connection *connection, const struct wire_frame *frame,
-                const struct message_hello *hello)
-{
-    struct links *links = connection->links;
-    scope_lock(&links->mutex);
-    for (unsigned i = 0; i < array_length(links->table); i++) {
-        struct link *link = links->table[i];
-        if (!link || link->session != frame->session)
-            continue;
-        if (hello->lane > link->lanes || hello->lanes != link->lanes || link->lane[hello->lane])
-            return error_set(-EPROTO,
-                             "HELLO: lane %u of %u does not fit a session of %u lanes, or came twice",
-                             hello->lane, hello->lanes, link->lanes);
-        link->lane[hello->lane] = connection;
-        connection->index = hello->lane;
-        atomic_store(&connection->link, link);
-        struct link_note *note = note_new(connection, LINK_NOTE_JOINED, 0);
-        if (!note)
-            return error_set(-ENOMEM, "lane %u: out of memory", hello->lane);
-        note_post(links->notes, note);
-        return 0;
-    }
-    return error_set(-EPROTO, "HELLO: lane %u of a session that is not open", hello->lane);
-}
-
-static int on_first_frame(struct connection *connection, struct lane *lane, const struct wire_frame *frame)
-{
-    struct message_hello hello;
-    if (frame->type != WIRE_HELLO)
-        return error_set(-EPROTO, "first frame is %s, expected HELLO", wire_type_name(frame->type));
-    int r = message_hello_parse(frame, &hello);
-    if (r < 0)
-        return r;
-    lane_set_kind(lane, hello.lane == 0, hello.lane);
-    if (hello.lane == 0) {
-        connection->greeted = true;
-        return post_frame(connection, frame);
-    }
-    r = join(connection, frame, &hello);
-    if (r == 0)
-        connection->greeted = true;
-    return r;
-}
-
-static int on_frame(void *ctx, struct lane *lane, const struct wire_frame *frame)
-{
-    struct connection *connection = ctx;
-    struct links *links = connection->links;
-    atomic_store_explicit(&links->last_frame_ns, clock_now_ns(), memory_order_relaxed);
-    if (links->side == WIRE_SIDE_STANDBY && !connection->greeted)
-        return on_first_frame(connection, lane, frame);
-    if (frame->type == WIRE_HELLO)
-        return error_set(-EPROTO, "HELLO: came twice on lane %u", connection->index);
-    struct link *link = atomic_load(&connection->link);
-    if (link)
-        atomic_store_explicit(&link->heard_ns, clock_now_ns(), memory_order_relaxed);
-    if (connection->index == 0)
-        return post_frame(connection, frame);
-    if (!link || link->number != atomic_load(&links->current))
-        return error_set(-EPROTO, "%s on lane %u before the session was accepted",
-                         wire_type_name(frame->type), connection->index);
-    return links->ops->data(links->ctx, frame);
-}
-
-static void on_down(void *ctx, struct lane *lane, int code, const char *reason)
-{
-    struct connection *connection = ctx;
-    (void)lane;
-    struct link_note *note = note_new(connection, LINK_NOTE_DOWN, 0);
-    if (!note)
-        return;
-    note->code = code ? code : -ECONNRESET;
-    snprintf(note->text, sizeof note->text, "%s", reason ? reason : "closed");
-    note_post(connection->links->notes, note);
-}
-
-static const struct lane_ops lane_ops = {
-    .up = on_up, .produce = on_produce, .frame = on_frame, .down = on_down};
-
-/* --- main thread --- */
+#define UNNAMED_MAX  (WIRE_LANES_MAX + 8) /* connections that have not said HELLO */
+#define HELLO_WITHIN (5 * NS_PER_S)
+#define DRAIN_MS     100
 
 static struct link *find(struct links *links, uint64_t number)
 {
@@ -399,7 +185,7 @@ static int open_lane(struct links *links, struct link *link, unsigned index)
     link->lane[index] = connection;
     struct lane_config config = {
         .tls = links->tls,
-        .ops = &lane_ops,
+        .ops = &link_lane_ops,
         .ctx = connection,
         .side = links->side,
         .control = index == 0,
@@ -488,7 +274,8 @@ void links_accept(struct links *links, int fd)
         close(fd);
         return;
     }
-    struct lane_config config = {.tls = links->tls, .ops = &lane_ops, .ctx = connection, .side = links->side};
+    struct lane_config config = {
+        .tls = links->tls, .ops = &link_lane_ops, .ctx = connection, .side = links->side};
     struct lane *lane;
     if (lane_accept(&lane, &config, fd) < 0) {
         log_warning("%s", error_text());
@@ -592,7 +379,7 @@ static void deliver_frame(struct links *links, struct connection *connection, co
     links->ops->hello(links->ctx, link->number, frame, &hello);
 }
 
-static void deliver(struct note *base, void *daemon)
+void link_deliver(struct note *base, void *daemon)
 {
     struct link_note *note = (struct link_note *)base;
     struct links *links = note->links;
