@@ -16,27 +16,40 @@
  * (understudy fault-points) and runs every one. A name that is unknown in the variable ends the program.
  */
 #define FAULT_POINTS(POINT)                                                                                  \
-    POINT(ATTACH, "attach")                     /* QEMU attached, nothing tracked yet */                     \
-    POINT(BASELINE, "baseline")                 /* everything protected, guest stopped for the baseline */   \
-    POINT(COPY_ROUND, "copy-round")             /* a round of live copy is about to be sent */               \
-    POINT(CAPTURE_PAUSED, "capture-paused")     /* guest stopped, nothing read yet */                        \
-    POINT(CAPTURE_SCANNED, "capture-scanned")   /* marks cleared, nothing copied yet */                      \
-    POINT(CAPTURE_COPIED, "capture-copied")     /* pages staged, guest still stopped */                      \
-    POINT(CAPTURE_RESUMED, "capture-resumed")   /* guest running again, nothing sent yet */                  \
-    POINT(ENCODE, "encode")                     /* a chunk of pages is about to be encoded */                \
-    POINT(COMMIT_SEND, "commit-send")           /* all pages sent, commit frame not yet */                   \
-    POINT(COMMIT_SENT, "commit-sent")           /* commit frame handed to the lane */                        \
-    POINT(ACK_RECEIVED, "ack-received")         /* acknowledgement arrived, not yet acted upon */            \
-    POINT(GENERATION_STORE, "generation-store") /* state file about to be replaced */                        \
-    POINT(PREPARE, "prepare")                   /* standby's guest about to be launched */                   \
-    POINT(STAGE_PAGES, "stage-pages")           /* pages arrived, about to be staged */                      \
-    POINT(STAGE_STATE, "stage-state")           /* device state arrived, about to be staged */               \
-    POINT(VERIFY_EPOCH, "verify-epoch")         /* commit frame arrived, epoch about to be verified */       \
-    POINT(ACK_SEND, "ack-send")                 /* epoch verified, acknowledgement about to be sent */       \
-    POINT(APPLY_BEGIN, "apply-begin")           /* acknowledged epoch about to be applied */                 \
-    POINT(APPLY_HALF, "apply-half")             /* acknowledged epoch half applied */                        \
-    POINT(APPLY_END, "apply-end")               /* acknowledged epoch applied whole */                       \
-    POINT(TAKEOVER_BEGIN, "takeover-begin")     /* takeover decided, nothing done */                         \
+    POINT(ATTACH, "attach")                       /* QEMU attached, nothing tracked yet */                   \
+    POINT(BASELINE, "baseline")                   /* everything protected, guest stopped for the baseline */ \
+    POINT(COPY_ROUND, "copy-round")               /* a round of live copy is about to be sent */             \
+    POINT(CAPTURE_PAUSED, "capture-paused")       /* guest stopped, nothing read yet */                      \
+    POINT(CAPTURE_SCANNED, "capture-scanned")     /* marks cleared, nothing copied yet */                    \
+    POINT(CAPTURE_COPIED, "capture-copied")       /* pages staged, guest still stopped */                    \
+    POINT(CAPTURE_RESUMED, "capture-resumed")     /* guest running again, nothing sent yet */                \
+    POINT(DISK_CHANGE, "disk-change")             /* the guest changed a disk, not logged yet */             \
+    POINT(ENCODE, "encode")                       /* a chunk of pages is about to be encoded */              \
+    POINT(COMMIT_SEND, "commit-send")             /* all pages sent, commit frame not yet */                 \
+    POINT(COMMIT_SENT, "commit-sent")             /* commit frame handed to the lane */                      \
+    POINT(ACK_RECEIVED, "ack-received")           /* acknowledgement arrived, not yet acted upon */          \
+    POINT(GENERATION_STORE, "generation-store")   /* state file about to be replaced */                      \
+    POINT(THROTTLE_STOPPED, "throttle-stopped")   /* the guest stands still for a moment, to be slowed */    \
+    POINT(SWITCH_CAPTURED, "switch-captured")     /* final capture made, guest stopped, nothing sent yet */  \
+    POINT(HANDOVER_SEND, "handover-send")         /* standby has loaded, guest kept, not handed over yet */  \
+    POINT(HANDOVER_SENT, "handover-sent")         /* standby told to run the guest */                        \
+    POINT(STARTED_RECEIVED, "started-received")   /* the guest runs there, not yet acted upon */             \
+    POINT(PREPARE, "prepare")                     /* standby's guest about to be launched */                 \
+    POINT(STAGE_PAGES, "stage-pages")             /* pages arrived, about to be staged */                    \
+    POINT(STAGE_STATE, "stage-state")             /* device state arrived, about to be staged */             \
+    POINT(JOURNAL_WRITE, "journal-write")         /* changes of disks arrived, about to be journaled */      \
+    POINT(VERIFY_EPOCH, "verify-epoch")           /* commit frame arrived, epoch about to be verified */     \
+    POINT(JOURNAL_COMMIT, "journal-commit")       /* the journal's commit record is about to be written */   \
+    POINT(JOURNAL_COMMITTED, "journal-committed") /* and is written */                                       \
+    POINT(ACK_SEND, "ack-send")                   /* epoch verified, acknowledgement about to be sent */     \
+    POINT(APPLY_BEGIN, "apply-begin")             /* acknowledged epoch about to be applied */               \
+    POINT(APPLY_HALF, "apply-half")               /* acknowledged epoch half applied */                      \
+    POINT(JOURNAL_APPLY, "journal-apply")         /* acknowledged epoch's journal half applied */            \
+    POINT(APPLY_END, "apply-end")                 /* acknowledged epoch applied whole */                     \
+    POINT(SWITCH_LOAD, "switch-load")             /* told to load the last epoch, nothing done */            \
+    POINT(HANDOVER_RECEIVED, "handover-received") /* told to run it, nothing done */                         \
+    POINT(STARTED_SEND, "started-send")           /* it runs, the primary does not know yet */               \
+    POINT(TAKEOVER_BEGIN, "takeover-begin")       /* takeover decided, nothing done */                       \
     POINT(TAKEOVER_ARBITRATED, "takeover-arbitrated") /* arbitration won */                                  \
     POINT(TAKEOVER_LOAD, "takeover-load")             /* device state about to be loaded */                  \
     POINT(TAKEOVER_RUN, "takeover-run")               /* device state loaded, guest about to run */          \

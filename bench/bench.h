@@ -10,4 +10,8 @@ int command_bench(int argc, char **argv);
 /* `bench replicate`: the whole pipeline between two processes of this machine, beside its ceiling. */
 int bench_replicate(int argc, char **argv);
 
+/* `bench protect`, a server in a guest, unprotected and protected, and `bench migrate`, the planned move of a
+ * guest beside QEMU's own: `name` is the word. Becomes python3, or returns 1. */
+int bench_script(const char *name, int argc, char **argv);
+
 #endif

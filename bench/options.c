@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/scope.h"
+#include "bench/worker.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -15,6 +16,20 @@ static const char *const compression_names[] = {
     [CHECKPOINT_COMPRESS_NONE] = "none",
     [CHECKPOINT_COMPRESS_LZ4] = "lz4",
 };
+
+static const char *const pattern_names[] = {[BENCH_SPREAD] = "spread", [BENCH_SPARSE] = "sparse"};
+
+unsigned bench_measures(const struct bench_options *options)
+{
+    if (!options->epochs)
+        return MEASURE_EPOCHS;
+    return options->pattern == BENCH_SPARSE ? MEASURE_COUNT : MEASURE_CHANGES;
+}
+
+const char *bench_pattern_name(enum bench_pattern pattern)
+{
+    return pattern_names[pattern];
+}
 
 const char *bench_compression_name(enum checkpoint_compression compression)
 {
@@ -38,6 +53,10 @@ static void help(void)
          "  --compression HOW    auto, none or lz4 (default auto)\n"
          "  --epochs N           epochs in each round (default 16; 0: none)\n"
          "  --epoch-size BYTES   dirty memory of each epoch (default 64MiB)\n"
+         "  --pattern WHERE      spread: every epoch writes other pages; sparse: 8 bytes in each of the same "
+         "pages,\n"
+         "                       sent whole and then, in a measurement of its own, as changes (default "
+         "spread)\n"
          "  --rounds N           how often all is measured (default 5)\n"
          "  --json               print the results as JSON\n"
          "  --help               print this\n\n"
@@ -75,6 +94,16 @@ static int parse_number(const char *name, const char *text, unsigned min, unsign
     return 0;
 }
 
+static int parse_pattern(const char *text, enum bench_pattern *ret_pattern)
+{
+    for (unsigned i = 0; i < array_length(pattern_names); i++)
+        if (!strcmp(text, pattern_names[i])) {
+            *ret_pattern = (enum bench_pattern)i;
+            return 0;
+        }
+    return error_set(-EINVAL, "--pattern: '%s' is not spread or sparse", text);
+}
+
 static int parse_compression(const char *text, enum checkpoint_compression *ret_compression)
 {
     for (unsigned i = 0; i < array_length(compression_names); i++)
@@ -85,7 +114,7 @@ static int parse_compression(const char *text, enum checkpoint_compression *ret_
     return error_set(-EINVAL, "--compression: '%s' is not auto, none or lz4", text);
 }
 
-enum { SIZE = 256, LANES, DATA, COMPRESSION, EPOCHS, EPOCH_SIZE, ROUNDS, JSON, HELP };
+enum { SIZE = 256, LANES, DATA, COMPRESSION, EPOCHS, EPOCH_SIZE, PATTERN, ROUNDS, JSON, HELP };
 
 static int parse_option(int option, const char *text, struct bench_options *options)
 {
@@ -102,6 +131,8 @@ static int parse_option(int option, const char *text, struct bench_options *opti
         return parse_number("rounds", text, 1, BENCH_ROUNDS_MAX, &options->rounds);
     case DATA:
         return data_kind_parse(text, &options->data);
+    case PATTERN:
+        return parse_pattern(text, &options->pattern);
     case COMPRESSION:
         return parse_compression(text, &options->compression);
     case JSON:
@@ -117,11 +148,17 @@ static int parse_option(int option, const char *text, struct bench_options *opti
 int bench_options_parse(int argc, char **argv, struct bench_options *ret_options)
 {
     static const struct option longs[] = {
-        {"size", required_argument, NULL, SIZE},     {"lanes", required_argument, NULL, LANES},
-        {"data", required_argument, NULL, DATA},     {"compression", required_argument, NULL, COMPRESSION},
-        {"epochs", required_argument, NULL, EPOCHS}, {"epoch-size", required_argument, NULL, EPOCH_SIZE},
-        {"rounds", required_argument, NULL, ROUNDS}, {"json", no_argument, NULL, JSON},
-        {"help", no_argument, NULL, HELP},           {NULL, 0, NULL, 0},
+        {"size", required_argument, NULL, SIZE},
+        {"lanes", required_argument, NULL, LANES},
+        {"data", required_argument, NULL, DATA},
+        {"compression", required_argument, NULL, COMPRESSION},
+        {"epochs", required_argument, NULL, EPOCHS},
+        {"epoch-size", required_argument, NULL, EPOCH_SIZE},
+        {"pattern", required_argument, NULL, PATTERN},
+        {"rounds", required_argument, NULL, ROUNDS},
+        {"json", no_argument, NULL, JSON},
+        {"help", no_argument, NULL, HELP},
+        {NULL, 0, NULL, 0},
     };
     struct bench_options options = {
         .size_bytes = 1ull << 30, .epoch_bytes = 64ull << 20, .lanes = 2, .epochs = 16, .rounds = 5};

@@ -5,11 +5,15 @@
 #include "bench/data.h"
 #include "checkpoint/checkpoint.h"
 
+/* Where the guest writes in an epoch: always somewhere else, or always in the same pages. */
+enum bench_pattern { BENCH_SPREAD, BENCH_SPARSE };
+
 struct bench_options {
     uint64_t size_bytes;  /* guest memory */
     uint64_t epoch_bytes; /* dirty in each staged epoch */
     unsigned lanes, epochs, rounds;
     enum data_kind data;
+    enum bench_pattern pattern;
     enum checkpoint_compression compression;
     bool json;
 };
@@ -21,6 +25,10 @@ struct bench_options {
 /* Returns 0, 1 when --help was printed, or -EINVAL with error_text(). */
 int bench_options_parse(int argc, char **argv, struct bench_options *ret_options);
 
+/* Measurements of each round, in their order: those of enum measure from 0 on. */
+unsigned bench_measures(const struct bench_options *options);
+
+const char *bench_pattern_name(enum bench_pattern pattern);
 const char *bench_compression_name(enum checkpoint_compression compression);
 
 #endif

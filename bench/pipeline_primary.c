@@ -94,17 +94,21 @@ static int send_capture(struct primary *primary, uint64_t epoch, uint32_t round)
     return r;
 }
 
-/* Play the guest: write eight bytes to each page of runs that lie evenly over the memory. */
+/* Play the guest: write eight bytes to each page of runs that lie evenly over the memory, and move on by one
+ * run with every epoch or stay. */
 static void dirty(struct primary *primary, unsigned epoch)
 {
     const struct bench_options *options = primary->worker->options;
     uint64_t all = options->size_bytes / VMM_PAGE_BYTES / DIRTY_RUN_PAGES;
     uint64_t runs = options->epoch_bytes / VMM_PAGE_BYTES / DIRTY_RUN_PAGES;
     uint64_t spread = runs ? all / runs : 1;
+    uint64_t turn = primary->worker->turns++;
+    uint64_t offset = options->pattern == BENCH_SPREAD ? epoch % spread : 0;
     for (uint64_t run = 0; run < runs; run++)
         for (unsigned page = 0; page < DIRTY_RUN_PAGES; page++) {
-            uint64_t number = (run * spread + epoch % spread) * DIRTY_RUN_PAGES + page;
-            uint64_t value = number * 0x9e3779b97f4a7c15ull + epoch;
+            uint64_t number = (run * spread + offset) * DIRTY_RUN_PAGES + page;
+            uint64_t value = (number * 0x9e3779b97f4a7c15ull + turn) * 0xbf58476d1ce4e5b9ull;
+            value ^= value >> 29; /* another in each turn, and elsewhere in the page */
             memory_guest_write(primary->worker->guest, 0, number * VMM_PAGE_BYTES + value % 512 * 8, &value,
                                sizeof value);
         }
@@ -142,6 +146,7 @@ static int end(struct primary *primary, const struct mark *mark, uint64_t guest_
         .pages_zero = stats.pages_zero - mark->stats.pages_zero,
         .pages_raw = stats.pages_raw - mark->stats.pages_raw,
         .pages_lz4 = stats.pages_lz4 - mark->stats.pages_lz4,
+        .pages_delta = stats.pages_delta - mark->stats.pages_delta,
         .pause_p50_ns = histogram_percentile(&primary->pauses, 50),
         .pause_p99_ns = histogram_percentile(&primary->pauses, 99),
         .pause_max_ns = primary->pauses.max,
@@ -151,7 +156,28 @@ static int end(struct primary *primary, const struct mark *mark, uint64_t guest_
     return r;
 }
 
-static int measure(struct primary *primary, struct sample *ret_first, struct sample *ret_epochs)
+static int run_epochs(struct primary *primary, uint64_t first, struct sample *sample)
+{
+    const struct bench_options *options = primary->worker->options;
+    struct mark mark;
+    int r = begin(primary, &mark);
+    for (unsigned i = 0; r == 0 && i < options->epochs; i++) {
+        dirty(primary, (unsigned)first + i);
+        r = send_capture(primary, first + i, 0);
+    }
+    return r == 0 ? end(primary, &mark, options->epoch_bytes * options->epochs, sample) : r;
+}
+
+/* As a new session would be, but for its first epoch, which only shows what the standby has. */
+static int run_changes(struct primary *primary, uint64_t first, struct sample *sample)
+{
+    checkpoint_set_delta(primary->checkpoint, true);
+    dirty(primary, (unsigned)first);
+    int r = send_capture(primary, first, 0);
+    return r == 0 ? run_epochs(primary, first + 1, sample) : r;
+}
+
+static int measure(struct primary *primary, struct sample samples[MEASURE_COUNT])
 {
     const struct bench_options *options = primary->worker->options;
     struct mark mark;
@@ -163,33 +189,32 @@ static int measure(struct primary *primary, struct sample *ret_first, struct sam
     if (r == 0)
         r = send_capture(primary, 1, 1);
     if (r == 0)
-        r = end(primary, &mark, options->size_bytes, ret_first);
+        r = end(primary, &mark, options->size_bytes, &samples[MEASURE_FIRST_COPY]);
     if (r < 0)
         return error_add(r, "first copy");
 
-    r = begin(primary, &mark);
-    for (unsigned epoch = 0; r == 0 && epoch < options->epochs; epoch++) {
-        dirty(primary, epoch);
-        r = send_capture(primary, 2 + epoch, 0);
-    }
-    if (r == 0)
-        r = end(primary, &mark, options->epoch_bytes * options->epochs, ret_epochs);
+    r = run_epochs(primary, 2, &samples[MEASURE_EPOCHS]);
+    if (r == 0 && options->pattern == BENCH_SPARSE)
+        r = run_changes(primary, 2 + options->epochs, &samples[MEASURE_CHANGES]);
     return r < 0 ? error_add(r, "epochs") : 0;
 }
 
-int pipeline_run_primary(struct worker *worker, struct sample *ret_first, struct sample *ret_epochs)
+int pipeline_run_primary(struct worker *worker, struct sample samples[MEASURE_COUNT])
 {
     struct primary *primary = calloc(1, sizeof *primary);
     if (!primary)
         return error_errno(-ENOMEM, "primary");
     primary->worker = worker;
-    struct checkpoint_config config = {.staging_bytes = worker->options->epoch_bytes,
-                                       .lanes = worker->options->lanes,
-                                       .compression = worker->options->compression,
-                                       .lz4_allowed = true,
-                                       .round_sent = on_round_sent,
-                                       .ready = on_ready,
-                                       .ctx = primary};
+    struct checkpoint_config config = {
+        .staging_bytes = worker->options->epoch_bytes,
+        .lanes = worker->options->lanes,
+        .compression = worker->options->compression,
+        .lz4_allowed = true,
+        .state_lz4_allowed = true,
+        .delta_bytes = worker->options->pattern == BENCH_SPARSE ? 2 * worker->options->epoch_bytes : 0,
+        .round_sent = on_round_sent,
+        .ready = on_ready,
+        .ctx = primary};
     primary->session.produce = produce;
     primary->session.frame = answer;
     primary->session.ctx = primary;
@@ -197,7 +222,7 @@ int pipeline_run_primary(struct worker *worker, struct sample *ret_first, struct
     if (r == 0)
         r = session_open(&primary->session, worker);
     if (r == 0)
-        r = measure(primary, ret_first, ret_epochs);
+        r = measure(primary, samples);
     session_close(&primary->session);
     checkpoint_free(primary->checkpoint);
     free(primary);

@@ -43,10 +43,6 @@ static int receive(void *ctx, const struct wire_frame *frame)
     struct message_commit commit;
     int r;
     switch (frame->type) {
-    case WIRE_PAGES:
-        return restore_pages(standby->restore, frame);
-    case WIRE_STATE:
-        return restore_state(standby->restore, frame);
     case WIRE_ROUND:
         r = message_round_parse(frame, &round);
         return r < 0 ? r : restore_expect(standby->restore, frame->epoch, round.round, &round.totals, NULL);
@@ -55,7 +51,7 @@ static int receive(void *ctx, const struct wire_frame *frame)
         return r < 0 ? r
                      : restore_expect(standby->restore, frame->epoch, commit.round, &commit.totals, &commit);
     default:
-        return error_set(-EPROTO, "%s is not expected", wire_type_name(frame->type));
+        return restore_frame(standby->restore, frame);
     }
 }
 
@@ -87,9 +83,10 @@ static int measure(struct standby *standby, struct worker *worker, uint64_t firs
     return r;
 }
 
-int pipeline_run_standby(struct worker *worker, struct sample *ret_first, struct sample *ret_epochs)
+int pipeline_run_standby(struct worker *worker, struct sample samples[MEASURE_COUNT])
 {
     const uint32_t map[] = {0};
+    unsigned epochs = worker->options->epochs;
     struct standby *standby = calloc(1, sizeof *standby);
     if (!standby)
         return error_errno(-ENOMEM, "standby");
@@ -105,9 +102,13 @@ int pipeline_run_standby(struct worker *worker, struct sample *ret_first, struct
     if (r == 0)
         r = session_open(&standby->session, worker);
     if (r == 0)
-        r = measure(standby, worker, 1, 1, ret_first);
+        r = measure(standby, worker, 1, 1, &samples[MEASURE_FIRST_COPY]);
     if (r == 0)
-        r = measure(standby, worker, 2, worker->options->epochs, ret_epochs);
+        r = measure(standby, worker, 2, epochs, &samples[MEASURE_EPOCHS]);
+    if (r == 0 && worker->options->pattern == BENCH_SPARSE)
+        r = finish_epoch(standby, 2 + epochs);
+    if (r == 0 && worker->options->pattern == BENCH_SPARSE)
+        r = measure(standby, worker, 3 + epochs, epochs, &samples[MEASURE_CHANGES]);
     if (standby->restore)
         restore_abort(standby->restore);
     session_close(&standby->session);

@@ -176,7 +176,7 @@ static int read_samples(const struct bench *bench, struct sample samples[SIDES])
 static int gather(const struct bench *bench, struct report *report)
 {
     bool terminal = isatty(STDERR_FILENO);
-    unsigned measures = bench->options.epochs ? MEASURE_COUNT : MEASURE_COUNT - 1;
+    unsigned measures = bench_measures(&bench->options);
     int r = 0;
     for (unsigned round = 0; r == 0 && round < bench->options.rounds; round++) {
         if (terminal)

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const keys[MEASURE_COUNT] = {"ceiling", "first_copy", "epochs"};
-static const char *const titles[MEASURE_COUNT] = {"ceiling", "first copy", "epochs"};
+static const char *const keys[MEASURE_COUNT] = {"ceiling", "first_copy", "epochs", "changes"};
+static const char *const titles[MEASURE_COUNT] = {"ceiling", "first copy", "epochs", "changes"};
 
 void report_add(struct report *report, const struct sample *primary, const struct sample *standby)
 {
@@ -77,6 +77,14 @@ static void print_text(const struct report *report)
         printf("\nEpochs of %.1f MiB: pause p50 %.2f ms, p99 %.2f ms, max %.2f ms\n",
                (double)options->epoch_bytes / 1048576, median(epochs->pause_p50_ms, epochs->count),
                median(epochs->pause_p99_ms, epochs->count), median(epochs->pause_max_ms, epochs->count));
+    const struct report_row *changes = &report->rows[MEASURE_CHANGES];
+    if (changes->count)
+        printf(
+            "The same pages of every epoch, 8 bytes in each: whole %.1f KiB an epoch, as changes %.1f KiB: a "
+            "factor of %.1f\n",
+            median(epochs->wire_bytes, epochs->count) / options->epochs / 1024,
+            median(changes->wire_bytes, changes->count) / options->epochs / 1024,
+            median(epochs->wire_bytes, epochs->count) / median(changes->wire_bytes, changes->count));
     puts("The memories of both sides were equal after every run.");
 }
 
@@ -99,11 +107,12 @@ static json_t *row_json(const struct report *report, unsigned measure)
     if (object && measure != MEASURE_CEILING)
         json_object_update_new(
             object,
-            json_pack("{s:{s:I, s:I, s:I}, s:I, s:I}", "pages", "zero", (json_int_t)row->primary.pages_zero,
-                      "raw", (json_int_t)row->primary.pages_raw, "lz4", (json_int_t)row->primary.pages_lz4,
+            json_pack("{s:{s:I, s:I, s:I, s:I}, s:I, s:I}", "pages", "zero",
+                      (json_int_t)row->primary.pages_zero, "raw", (json_int_t)row->primary.pages_raw, "lz4",
+                      (json_int_t)row->primary.pages_lz4, "delta", (json_int_t)row->primary.pages_delta,
                       "primary_memory_bytes", (json_int_t)row->primary.memory_bytes, "standby_memory_bytes",
                       (json_int_t)row->standby.memory_bytes));
-    if (object && measure == MEASURE_EPOCHS)
+    if (object && measure >= MEASURE_EPOCHS)
         json_object_set_new(object, "pause_ms",
                             json_pack("{s:f, s:f, s:f}", "p50", median(row->pause_p50_ms, row->count), "p99",
                                       median(row->pause_p99_ms, row->count), "max",
@@ -115,11 +124,11 @@ static int print_json(const struct report *report)
 {
     const struct bench_options *options = report->options;
     json_t *object = json_pack(
-        "{s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:s, s:b}", "size_bytes", (json_int_t)options->size_bytes,
+        "{s:I, s:I, s:i, s:i, s:i, s:s, s:s, s:s, s:s, s:b}", "size_bytes", (json_int_t)options->size_bytes,
         "epoch_bytes", (json_int_t)options->epoch_bytes, "epochs_per_round", (int)options->epochs, "lanes",
-        (int)options->lanes, "rounds", (int)options->rounds, "data", data_kind_name(options->data),
-        "compression", bench_compression_name(options->compression), "tls",
-        report->rows[MEASURE_FIRST_COPY].primary.tls, "memory_verified", 1);
+        (int)options->lanes, "rounds", (int)options->rounds, "data", data_kind_name(options->data), "pattern",
+        bench_pattern_name(options->pattern), "compression", bench_compression_name(options->compression),
+        "tls", report->rows[MEASURE_FIRST_COPY].primary.tls, "memory_verified", 1);
     for (unsigned i = 0; i < MEASURE_COUNT; i++)
         if (report->rows[i].count)
             json_object_set_new(object, keys[i], row_json(report, i));

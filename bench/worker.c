@@ -85,11 +85,11 @@ static int report(const struct worker *worker, enum measure measure, struct samp
 
 static int measure_once(struct worker *worker)
 {
-    struct sample ceiling = {0}, first = {0}, epochs = {0};
+    struct sample samples[MEASURE_COUNT] = {0};
     spoil(worker);
     int r = worker_meet(worker, 0, NULL);
     if (r == 0)
-        r = ceiling_run(worker, &ceiling);
+        r = ceiling_run(worker, &samples[MEASURE_CEILING]);
     if (r < 0)
         return error_add(r, "ceiling");
     r = worker_compare(worker, "the ceiling");
@@ -99,16 +99,11 @@ static int measure_once(struct worker *worker)
     r = worker_meet(worker, 0, NULL);
     if (r < 0)
         return r;
-    r = worker->primary ? pipeline_run_primary(worker, &first, &epochs)
-                        : pipeline_run_standby(worker, &first, &epochs);
+    r = worker->primary ? pipeline_run_primary(worker, samples) : pipeline_run_standby(worker, samples);
     if (r == 0)
         r = worker_compare(worker, "the pipeline");
-    if (r == 0)
-        r = report(worker, MEASURE_CEILING, &ceiling);
-    if (r == 0)
-        r = report(worker, MEASURE_FIRST_COPY, &first);
-    if (r == 0 && worker->options->epochs)
-        r = report(worker, MEASURE_EPOCHS, &epochs);
+    for (unsigned i = 0; r == 0 && i < bench_measures(worker->options); i++)
+        r = report(worker, (enum measure)i, &samples[i]);
     return r;
 }
 

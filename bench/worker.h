@@ -13,7 +13,7 @@
  * Both workers walk through the same list of measurements and meet between them at a barrier, so that neither
  * is measured while the other prepares. Each sends a struct sample for each to the process that started them.
  */
-enum measure { MEASURE_CEILING, MEASURE_FIRST_COPY, MEASURE_EPOCHS, MEASURE_COUNT };
+enum measure { MEASURE_CEILING, MEASURE_FIRST_COPY, MEASURE_EPOCHS, MEASURE_CHANGES, MEASURE_COUNT };
 
 struct sample {
     uint32_t measure; /* enum measure */
@@ -21,7 +21,7 @@ struct sample {
     uint64_t ns, cpu_ns;
     uint64_t guest_bytes, wire_bytes;
     /* the primary's, of the pipeline */
-    uint64_t pages_zero, pages_raw, pages_lz4;
+    uint64_t pages_zero, pages_raw, pages_lz4, pages_delta;
     uint64_t pause_p50_ns, pause_p99_ns, pause_max_ns;
     uint64_t memory_bytes; /* either side's: what checkpoint or restore holds */
     char tls[64];
@@ -39,6 +39,7 @@ struct worker {
     struct tls_context *tls;
     struct vmm *guest; /* one block */
     uint8_t *memory;   /* of it */
+    uint64_t turns;    /* primary: how often the guest has written */
 };
 
 /* Wait until the other worker is here too, and exchange a number. -EPIPE when it is gone. */
@@ -50,9 +51,10 @@ int worker_compare(const struct worker *worker, const char *after);
 /* One measurement; fills in the sample. */
 int ceiling_run(struct worker *worker, struct sample *ret_sample);
 
-/* First copy and epochs: two samples. */
-int pipeline_run_primary(struct worker *worker, struct sample *ret_first, struct sample *ret_epochs);
-int pipeline_run_standby(struct worker *worker, struct sample *ret_first, struct sample *ret_epochs);
+/* First copy, epochs of whole pages, and epochs in which changes of pages are sent: as many samples, by enum
+ * measure, as the options ask for. */
+int pipeline_run_primary(struct worker *worker, struct sample samples[MEASURE_COUNT]);
+int pipeline_run_standby(struct worker *worker, struct sample samples[MEASURE_COUNT]);
 
 /* A worker's process from fork to exit. */
 int worker_run(struct worker *worker, const struct tls_files *files);

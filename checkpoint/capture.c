@@ -17,9 +17,13 @@
  *      pause   scan   copy to staging        resume    copy state   seal
  *      ├──────┼──────┼──────────────────────┼─────────┤────────────┤
  *             └─ save_begin ......... save_end ┘        the guest runs; lanes encode from staging
+ *             └─ mark_begin ......... mark_end ┘        the line behind the guest's output
  *
  * Marks that the scan clears go to `pending` at once, and stay there (or, once published, in `round`) until
  * the plan is sealed; so a failure at any line loses nothing.
+ *
+ * The disks' changes are cut in the pause as well; if blocks of theirs turn out to wait for being read, the
+ * capture is given up there and then.
  *
  * More dirty pages than staging holds: the first `direct` of them are published while the guest is stopped,
  * and the lanes read them from the guest, which is as stable as staging, while this thread copies the others
@@ -34,9 +38,11 @@ struct capture {
     uint32_t round;
     struct checkpoint_verify *verify;
     uint64_t deadline_ns;
+    bool final; /* the guest is not to run here any more */
     struct pace_times times;
     uint64_t pages, direct;
     bool published;
+    bool behind; /* it was the disks that could not be captured */
     uint64_t probe;
     const void *state; /* the driver's */
     size_t state_bytes;
@@ -119,14 +125,28 @@ static int while_saving(struct capture *capture)
 static int while_paused(struct capture *capture)
 {
     struct vmm *source = capture->checkpoint->source;
+    struct checkpoint *checkpoint = capture->checkpoint;
     int r = fault_point(FAULT_CAPTURE_PAUSED);
     if (r < 0)
         return r;
+    if (checkpoint->disks) {
+        r = disks_cut(checkpoint->disks, true, &checkpoint->disk_round);
+        capture->behind = r < 0;
+        if (r < 0)
+            return r;
+    }
     uint64_t start_ns = clock_now_ns();
+    const struct checkpoint_config *config = &capture->checkpoint->config;
+    r = config->mark_begin ? config->mark_begin(config->ctx, capture->epoch) : 0;
+    if (r < 0)
+        return error_add(r, "output of the guest");
     r = source->ops->save_begin(source);
     if (r < 0)
         return error_add(r, "device state");
     r = while_saving(capture);
+    int marked = config->mark_begin ? config->mark_end(config->ctx) : 0;
+    if (r == 0 && marked < 0)
+        r = error_add(marked, "output of the guest");
     int saved = source->ops->save_end(source, &capture->state, &capture->state_bytes);
     capture->times.state_ns = clock_now_ns() - start_ns;
     if (r < 0)
@@ -164,8 +184,10 @@ static int give_up(struct capture *capture, int code)
         checkpoint_unpublish(checkpoint);
         if (code == -ETIME)
             code = -ETIMEDOUT;
+    } else if (checkpoint->disks) {
+        disks_uncut(checkpoint->disks, &checkpoint->disk_round);
     }
-    if (code == -ETIME || code == -ETIMEDOUT) {
+    if ((code == -ETIME || code == -ETIMEDOUT) && !capture->behind) {
         pace_gave_up(&checkpoint->pace);
         plan_gave_up(&checkpoint->plan);
     }
@@ -202,60 +224,83 @@ static void finish(struct capture *capture)
     }
     checkpoint_account(checkpoint);
     /* The wire's price is not the copy's. */
-    pace_captured(&checkpoint->pace, &capture->times, capture->pages, capture->direct > 0);
+    if (!capture->final)
+        pace_captured(&checkpoint->pace, &capture->times, capture->pages, capture->direct > 0);
     if (!capture->published)
         checkpoint_publish(checkpoint, 0, capture->generation, capture->epoch, capture->round);
     checkpoint_seal(checkpoint, capture->state_bytes);
 }
 
-int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
-                       struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture)
+/* The end of the pause. A final capture that succeeded so far leaves the guest as it is. */
+static int end_pause(struct capture *capture, int r)
 {
-    struct vmm *source = checkpoint->source;
-    struct capture capture = {.checkpoint = checkpoint,
-                              .generation = generation,
-                              .epoch = epoch,
-                              .round = round,
-                              .verify = verify,
-                              .deadline_ns = UINT64_MAX};
-    int r = check_verify(checkpoint, verify);
+    struct checkpoint *checkpoint = capture->checkpoint;
+    if (capture->final && r == 0)
+        r = keep_state(capture);
+    if (capture->final && r == 0) {
+        if (checkpoint->disks)
+            disks_pausing(checkpoint->disks, false);
+        return 0;
+    }
+    uint64_t resume_ns = clock_now_ns();
+    int resumed = checkpoint_resume(checkpoint);
+    capture->times.resume_ns = clock_now_ns() - resume_ns;
+    if (r == 0)
+        r = resumed;
+    if (r == 0)
+        r = fault_point(FAULT_CAPTURE_RESUMED);
+    return r == 0 ? keep_state(capture) : r;
+}
+
+static int run_capture(struct capture *capture, struct checkpoint_capture *ret_capture)
+{
+    struct checkpoint *checkpoint = capture->checkpoint;
+    int r = check_verify(checkpoint, capture->verify);
     if (r < 0)
         return r;
     checkpoint_start_round(checkpoint);
 
     uint64_t start_ns = clock_now_ns();
-    if (checkpoint->config.pause_limit_ns)
-        capture.deadline_ns = start_ns + checkpoint->config.pause_limit_ns;
-    r = source->ops->pause(source);
+    capture->deadline_ns = UINT64_MAX;
+    if (checkpoint->config.pause_limit_ns && !capture->final)
+        capture->deadline_ns = start_ns + checkpoint->config.pause_limit_ns;
+    r = checkpoint_pause(checkpoint);
     if (r < 0)
-        return give_up(&capture, r);
-    capture.times.stop_ns = clock_now_ns() - start_ns;
-    r = while_paused(&capture);
-    uint64_t resume_ns = clock_now_ns();
-    int resumed = source->ops->resume(source);
+        return give_up(capture, r);
+    capture->times.stop_ns = clock_now_ns() - start_ns;
+    r = end_pause(capture, while_paused(capture));
     uint64_t end_ns = clock_now_ns();
-    capture.times.resume_ns = end_ns - resume_ns;
-    if (r == 0)
-        r = resumed;
-    if (r == 0)
-        r = fault_point(FAULT_CAPTURE_RESUMED);
-    if (r == 0)
-        r = keep_state(&capture);
     if (r < 0)
-        return give_up(&capture, r);
+        return give_up(capture, r);
 
     *ret_capture = (struct checkpoint_capture){
         .pause_ns = end_ns - start_ns,
-        .dirty_pages = capture.pages,
-        .stop_ns = capture.times.stop_ns,
-        .scan_ns = capture.times.scan_ns,
-        .copy_ns = capture.times.copy_ns,
-        .state_ns = capture.times.state_ns,
-        .resume_ns = capture.times.resume_ns,
-        .state_bytes = capture.state_bytes,
-        .state_sum = wire_sum(checkpoint->state, capture.state_bytes),
-        .probe = capture.probe,
+        .dirty_pages = capture->pages,
+        .stop_ns = capture->times.stop_ns,
+        .scan_ns = capture->times.scan_ns,
+        .copy_ns = capture->times.copy_ns,
+        .state_ns = capture->times.state_ns,
+        .resume_ns = capture->times.resume_ns,
+        .state_bytes = capture->state_bytes,
+        .state_sum = wire_sum(checkpoint->state, capture->state_bytes),
+        .probe = capture->probe,
     };
-    finish(&capture);
+    finish(capture);
     return 0;
+}
+
+int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
+                       struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture)
+{
+    struct capture capture = {
+        .checkpoint = checkpoint, .generation = generation, .epoch = epoch, .round = round, .verify = verify};
+    return run_capture(&capture, ret_capture);
+}
+
+int checkpoint_capture_final(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch,
+                             uint32_t round, struct checkpoint_capture *ret_capture)
+{
+    struct capture capture = {
+        .checkpoint = checkpoint, .generation = generation, .epoch = epoch, .round = round, .final = true};
+    return run_capture(&capture, ret_capture);
 }

@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_CHECKPOINT_CHECKPOINT_H
 #define UNDERSTUDY_CHECKPOINT_CHECKPOINT_H
 
+#include "checkpoint/disks.h"
 #include "vmm/vmm.h"
 #include "wire/frame.h"
 #include "wire/message.h"
@@ -21,6 +22,10 @@
  * checkpoint_committed() forgets inflight, checkpoint_abandoned() puts it back to pending, so that after any
  * failure the next epoch carries exactly what the standby lacks.
  *
+ * Disks: from the first standby on, every change is logged and sent in the order it was made, and what the
+ * standby does not have otherwise is read and sent in between. A capture cuts the log in the pause. So a live
+ * round also carries changes of disks, and while blocks wait to be read there are only live rounds.
+ *
  * Threads: the guest's owner thread calls everything except checkpoint_produce(), which lanes' threads call
  * at any time, and checkpoint_cancel()/checkpoint_stats(), which any thread may call.
  */
@@ -32,12 +37,29 @@ struct checkpoint_config {
     size_t staging_bytes; /* bound on staged pages */
     unsigned lanes;       /* data lanes that will call produce() with lane 1..lanes */
     enum checkpoint_compression compression;
-    bool lz4_allowed;         /* negotiated */
+    bool lz4_allowed;       /* negotiated */
+    bool state_lz4_allowed; /* negotiated: pieces of the device state may be compressed */
+    size_t delta_bytes;     /* for copies of pages as the standby has them, so that of a page that is written
+                             * again only what changed goes; 0: whole pages always */
+    bool delta_allowed;     /* negotiated */
     uint64_t pause_budget_ns; /* aim for the pause of a capture; 0: none */
     uint64_t pause_limit_ns;  /* a capture that would stop the guest longer is given up; 0: no limit */
+    uint64_t disk_log_bytes;  /* bound on changes of disks that wait to be sent; 0: 64 MiB */
+    uint64_t disk_stall_ns;   /* a write of the guest's waits so long for room in there; 0: 500 ms */
+    /* Changes of a disk are not told any more: checkpoint_repair_disks() is wanted. On a thread of the
+     * driver's or the checkpoint's; must not call back. May be NULL. */
+    void (*disk_lost)(void *ctx, uint32_t disk, const char *why);
+    /* The standby is to be asked what it has in these blocks of WIRE_SUMS_BLOCK bytes (SUMS_WANTED);
+     * checkpoint_disk_sums() is the answer. As disk_lost; NULL: it cannot be. */
+    void (*disk_sums_wanted)(void *ctx, uint32_t disk, uint64_t first, uint32_t count);
     /* A round is complete: all its frames were produced. Called on a lane's thread (or the owner's, for an
      * empty round); must not call back into the checkpoint. */
     void (*round_sent)(void *ctx, uint64_t epoch, uint32_t round, const struct message_totals *totals);
+    /* Inside the pause of a capture: draw the line behind the guest's output so far, which belongs to `epoch`
+     * (or to an earlier one). The first does not wait, the second does; the device state is saved in between.
+     * Owner's thread; a failure makes the capture fail. NULL: the output is nobody's business. */
+    int (*mark_begin)(void *ctx, uint64_t epoch);
+    int (*mark_end)(void *ctx);
     /* Frames are ready: kick the lanes. Owner's thread. */
     void (*ready)(void *ctx);
     void *ctx;
@@ -47,20 +69,40 @@ int checkpoint_new(struct checkpoint **ret_checkpoint, struct vmm *source,
                    const struct checkpoint_config *config);
 void checkpoint_free(struct checkpoint *checkpoint);
 
-/* Negotiated per session, set while no round is under way. */
+/* Negotiated per session, set while no round is under way: for pages and disks, and for the device state. */
 void checkpoint_set_lz4(struct checkpoint *checkpoint, bool allowed);
+void checkpoint_set_state_lz4(struct checkpoint *checkpoint, bool allowed);
+
+/* A session begins; may it send changes of pages? From its first round on, what former sessions knew about
+ * the standby's pages is forgotten, so that a session that ended over a wrong base is not followed by
+ * another. */
+void checkpoint_set_delta(struct checkpoint *checkpoint, bool allowed);
 
 /* Start tracking (first call only) and take a baseline; afterwards everything is pending. */
 int checkpoint_begin(struct checkpoint *checkpoint);
 
+/* After disk_lost(): have the driver tell of all disks again; those that were lost are copied anew. */
+int checkpoint_repair_disks(struct checkpoint *checkpoint);
+
 /* Everything is pending again (the standby has nothing of use). No pause. */
 void checkpoint_all_pending(struct checkpoint *checkpoint);
 
+/* After checkpoint_begin() or checkpoint_all_pending(), if the standby can say what it has (negotiated): what
+ * is on its disks already is not sent, until everything was read once. */
+void checkpoint_compare_disks(struct checkpoint *checkpoint);
+/* The standby's answer. Any thread. */
+void checkpoint_disk_sums(struct checkpoint *checkpoint, const struct message_sums *sums);
+
 struct checkpoint_estimate {
-    uint64_t dirty_pages; /* pending + marked now (a live scan that clears nothing) */
-    uint64_t pause_ns;    /* predicted pause of a capture now, from measured costs */
+    uint64_t dirty_pages;    /* pending + marked now (a live scan that clears nothing) */
+    uint64_t pause_ns;       /* predicted pause of a capture now, from measured costs */
+    uint64_t fixed_pause_ns; /* the same without any dirty page */
+    uint64_t send_ns;        /* predicted time in which the lanes carry it, changes of disks included */
+    uint64_t disk_bytes;     /* changes of disks that wait to be sent */
     bool
         wants_round; /* a live round first would pay: over the pause budget or over staging, and converging */
+    bool disks_behind; /* parts of the disks must be read and sent first (then wants_round is set, too): a
+                          capture would fail with -ETIME */
 };
 int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimate *ret_estimate);
 
@@ -87,13 +129,28 @@ struct checkpoint_capture {
 /*
  * The final round: capture. Returns 0 when the guest runs again and the frames can be produced; the caller
  * sends COMMIT when round_sent() has come. -ETIME: the pause limit would have been passed; the guest runs,
- * everything is pending again and nothing of the round was sent: it may be tried again. Any other negative
- * errno likewise leaves the guest running and nothing lost, but frames of the round may be out, so that the
- * session must end; -ETIMEDOUT is such a failure: the lanes were too slow for pages that did not fit in
- * staging. `verify` may be NULL.
+ * or the
+ * disks are behind; everything is pending again and nothing of the round was sent: it may be tried again. Any
+ * other negative errno likewise leaves the guest running and nothing lost, but frames of the round may be
+ * out, so that the session must end; -ETIMEDOUT is such a failure: the lanes were too slow for pages that did
+ * not fit in staging. `verify` may be NULL.
  */
 int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
                        struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture);
+
+/*
+ * The last capture of a guest that is to run elsewhere: as checkpoint_capture(), with no limit on the pause,
+ * but on success the guest is left stopped, as between pause() and resume(), and pause_ns is the time until
+ * then. The caller ends that with the driver's resume() or halt(), before any other round.
+ */
+int checkpoint_capture_final(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch,
+                             uint32_t round, struct checkpoint_capture *ret_capture);
+
+/*
+ * Slow the guest: stop it for `stop_ns`, and let it run again. Its marks stay. Between rounds, or while the
+ * lanes carry one. `ended` is asked about every 10 ms whether that is enough; NULL: do not ask.
+ */
+int checkpoint_slow_guest(struct checkpoint *checkpoint, uint64_t stop_ns, bool (*ended)(void *ctx));
 
 /* The epoch was acknowledged / will never be. abandoned() waits until no lane produces from it any more. */
 void checkpoint_committed(struct checkpoint *checkpoint);
@@ -113,11 +170,21 @@ int checkpoint_set_probe(struct checkpoint *checkpoint, const char *block, uint6
 
 struct checkpoint_stats {
     uint64_t pages_zero, pages_raw, pages_lz4; /* sent, by encoding */
-    uint64_t bytes_guest, bytes_payload;       /* of those pages; as encoded */
+    uint64_t pages_delta;                      /* sent as changes */
+    uint64_t pages_same;                       /* marked as written, and not sent: the standby has them so */
+    uint64_t bytes_guest, bytes_payload;       /* of all those pages; as encoded */
+    uint64_t bytes_lz4;                        /* of pages_lz4 as encoded */
+    uint64_t bytes_delta;                      /* payload of the frames that carry changes */
+    uint64_t bytes_delta_saved, bytes_same_saved; /* against whole pages, at the ratio measured then */
+    uint64_t delta_hits, delta_misses;            /* pages of which the standby's copy was known; was not */
+    uint64_t delta_memory_bytes;                  /* part of memory_bytes */
     uint64_t rounds_live, captures, captures_given_up;
     uint64_t staging_bytes, staging_peak_bytes; /* configured; highest use */
     uint64_t memory_bytes;                      /* all that the checkpoint holds: staging, sets, buffers */
     bool compressing;                           /* present decision */
+    struct disks_stats disks;
+    uint64_t disk_bytes_payload;               /* as encoded */
+    uint64_t state_bytes, state_bytes_payload; /* device state that was sent: as saved; as encoded */
 };
 void checkpoint_get_stats(struct checkpoint *checkpoint, struct checkpoint_stats *ret_stats);
 

@@ -2,8 +2,10 @@
 #ifndef UNDERSTUDY_CHECKPOINT_INTERNAL_H
 #define UNDERSTUDY_CHECKPOINT_INTERNAL_H
 
+#include "checkpoint/cache.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/copier.h"
+#include "checkpoint/disks.h"
 #include "checkpoint/encode.h"
 #include "checkpoint/pace.h"
 #include "checkpoint/pageset.h"
@@ -40,12 +42,19 @@ struct checkpoint {
     bool probe_set;
     uint8_t *scratch; /* a chunk of pages */
     struct copier copier;
+    struct cache cache; /* without sets: none is wanted */
+    /* Lanes read these two like `round`. */
+    bool delta_on;                  /* this session may send changes: the cache is kept */
+    bool delta_bases;               /* and does, since the standby has acknowledged an epoch of it */
+    struct disks *disks;            /* NULL: the guest has none; has its own lock */
+    struct disk_records disk_round; /* cut, not published yet */
 
     struct plan plan; /* has its own lock */
 
     pthread_mutex_t lock; /* of what follows; never held together with plan.lock */
     struct rate rate;
-    bool lz4_allowed;
+    bool lz4_allowed, state_lz4_allowed, delta_allowed;
+    bool session_begins; /* the next round is the first of a session */
     struct checkpoint_stats stats;
 
     struct checkpoint_lane *lanes; /* config.lanes of them, for lane 1.. */
@@ -54,10 +63,15 @@ struct checkpoint {
 /* A round begins: the former one is over, or is abandoned now. */
 void checkpoint_start_round(struct checkpoint *checkpoint);
 
+/* The source's pause() and resume(); no change of a disk waits in between. */
+int checkpoint_pause(struct checkpoint *checkpoint);
+int checkpoint_resume(struct checkpoint *checkpoint);
+
 /* Between pause() and resume(): take the marks into pending. Whatever goes wrong, no cleared mark is lost. */
 int checkpoint_take_marks(struct checkpoint *checkpoint);
 
-/* Pending becomes the round, and its first `direct` pages can be produced. */
+/* Pending and the disks' changes that were cut become the round, and its first `direct` pages and all of the
+ * changes can be produced. */
 void checkpoint_publish(struct checkpoint *checkpoint, uint64_t direct, uint64_t generation, uint64_t epoch,
                         uint32_t round);
 

@@ -11,6 +11,7 @@
 int plan_init(struct plan *plan)
 {
     *plan = (struct plan){0};
+    TAILQ_INIT(&plan->records);
     pthread_condattr_t attributes;
     int r = pthread_condattr_init(&attributes);
     if (r)
@@ -64,9 +65,17 @@ void plan_open(struct plan *plan, const struct pageset *set, uint64_t direct, ui
     plan->totals = (struct message_totals){0};
 }
 
+void plan_put_records(struct plan *plan, struct disk_records *records, uint64_t first_number)
+{
+    scope_lock(&plan->lock);
+    assert(TAILQ_EMPTY(&plan->records));
+    TAILQ_CONCAT(&plan->records, records, link);
+    plan->next_record = first_number;
+}
+
 static bool everything_done(const struct plan *plan)
 {
-    return plan->sealed && plan->busy == 0 && plan->done == plan->total &&
+    return plan->sealed && TAILQ_EMPTY(&plan->records) && plan->busy == 0 && plan->done == plan->total &&
            plan->state_taken == plan->state_bytes;
 }
 
@@ -165,19 +174,43 @@ static void take_pages(struct plan *plan, struct plan_item *item)
     plan->taken += item->pages;
 }
 
+/* As many as make a frame no larger than one of pages. */
+static void take_records(struct plan *plan, struct plan_item *item)
+{
+    struct disk_record *record;
+    size_t room = sizeof(struct wire_disk_record) + WIRE_DISK_BODY_MAX;
+    item->first_record = plan->next_record;
+    while ((record = TAILQ_FIRST(&plan->records)) && item->record_count < PLAN_RECORDS_MAX) {
+        size_t bytes = sizeof(struct wire_disk_record) + disk_record_body(record);
+        if (bytes > room)
+            break;
+        room -= bytes;
+        TAILQ_REMOVE(&plan->records, record, link);
+        TAILQ_INSERT_TAIL(&item->records, record, link);
+        item->record_count++;
+    }
+    plan->next_record += item->record_count;
+}
+
 bool plan_take(struct plan *plan, struct plan_item *ret_item)
 {
     scope_lock(&plan->lock);
-    bool state = plan->state_taken < plan->state_bytes;
-    if (!plan->open || (!state && plan->taken == plan->limit))
+    enum plan_kind kind = !TAILQ_EMPTY(&plan->records)            ? PLAN_DISK
+                          : plan->state_taken < plan->state_bytes ? PLAN_STATE
+                                                                  : PLAN_PAGES;
+    if (!plan->open || (kind == PLAN_PAGES && plan->taken == plan->limit))
         return false;
-    ret_item->state = state;
+    ret_item->kind = kind;
+    TAILQ_INIT(&ret_item->records);
+    ret_item->record_count = 0;
     ret_item->range_count = ret_item->pages = 0;
     ret_item->generation = plan->generation;
     ret_item->epoch = plan->epoch;
     ret_item->round = plan->round;
     ret_item->serial = plan->serial;
-    if (state) {
+    if (kind == PLAN_DISK) {
+        take_records(plan, ret_item);
+    } else if (kind == PLAN_STATE) {
         ret_item->offset = plan->state_taken;
         ret_item->length = plan->state_bytes - plan->state_taken;
         if (ret_item->length > PLAN_STATE_PIECE)
@@ -197,14 +230,14 @@ static void leave(struct plan *plan)
     pthread_cond_broadcast(&plan->changed);
 }
 
-bool plan_done(struct plan *plan, const struct plan_item *item, uint64_t payload_bytes, uint64_t sum,
+bool plan_done(struct plan *plan, const struct plan_item *item, const struct message_totals *sent,
                struct message_totals *ret_totals)
 {
     scope_lock(&plan->lock);
-    plan->totals.frames++;
-    plan->totals.pages += item->pages;
-    plan->totals.bytes += payload_bytes;
-    plan->totals.sum += sum;
+    plan->totals.frames += sent->frames;
+    plan->totals.pages += sent->pages;
+    plan->totals.bytes += sent->bytes;
+    plan->totals.sum += sent->sum;
     plan->done += item->pages;
     leave(plan);
     return complete_if_done(plan, ret_totals);

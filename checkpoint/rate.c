@@ -59,6 +59,21 @@ void rate_encoded(struct rate *rate, bool lz4, uint64_t in, uint64_t out, uint64
     decide(rate);
 }
 
+void rate_changes(struct rate *rate, uint64_t in, uint64_t out)
+{
+    meter_add(&rate->change_out, (double)out, (double)in);
+}
+
+double rate_lz4_out(const struct rate *rate)
+{
+    return rate->lz4_out.weight > 0 ? meter_ratio(&rate->lz4_out) : 1;
+}
+
+double rate_change_out(const struct rate *rate)
+{
+    return rate->change_out.weight > 0 ? meter_ratio(&rate->change_out) : 1;
+}
+
 void rate_carried(struct rate *rate, uint64_t bytes, uint64_t ns)
 {
     if (bytes == 0)

@@ -30,6 +30,7 @@ struct rate_meter {
 struct rate {
     struct rate_meter raw_ns, lz4_ns; /* for each byte in */
     struct rate_meter lz4_out;        /* bytes out for each byte in */
+    struct rate_meter change_out;     /* the same for blocks that changed */
     struct rate_meter carry_ns;       /* for each byte out */
     bool compressing;
     uint32_t until_sample; /* chunks until the other way is tried */
@@ -40,6 +41,14 @@ bool rate_next_is_lz4(struct rate *rate);
 
 /* `in` bytes of pages (no zero pages among them) became `out` bytes in `ns`. */
 void rate_encoded(struct rate *rate, bool lz4, uint64_t in, uint64_t out, uint64_t ns);
+
+/* `in` bytes of blocks that changed went as `out` bytes. */
+void rate_changes(struct rate *rate, uint64_t in, uint64_t out);
+
+/* Bytes out for each byte in, as measured lately: of pages that LZ4 compressed, and of blocks that changed. 1
+ * while nothing is known. */
+double rate_lz4_out(const struct rate *rate);
+double rate_change_out(const struct rate *rate);
 
 /* A lane came back after `ns` for more, having been given `bytes`. */
 void rate_carried(struct rate *rate, uint64_t bytes, uint64_t ns);

@@ -7,14 +7,17 @@
 /*
  * The third party that says who may go on alone: a register that holds a generation and its owner, changed
  * only by compare-and-swap. Backends: "none" (there is no register; every attempt wins), "file:PATH" (one
- * file on storage that both engines reach with coherent locks: one host, or a shared file system).
+ * file on storage that both engines reach with coherent locks: one host, or a shared file system), "etcd" (a
+ * key of an etcd cluster; etcd.h).
  */
 struct arbiter;
+struct etcd_config;
 
-/* `owner` is this host's name. -EINVAL when the specification is none of the above. Nothing is touched yet.
- */
-int arbiter_open(struct arbiter **ret_arbiter, const char *specification, const uint8_t vm_uuid[16],
-                 const char *owner);
+/* `owner` is this host's name; no other host of the machine has it. `etcd`: read by "etcd" only, and kept; it
+ * outlives the arbiter. -EINVAL when the specification is none of the above; for "etcd" also what reading its
+ * files gave. Nothing is asked or written yet. */
+int arbiter_open(struct arbiter **ret_arbiter, const char *specification, const struct etcd_config *etcd,
+                 const uint8_t vm_uuid[16], const char *owner);
 /* Takes NULL. */
 void arbiter_close(struct arbiter *arbiter);
 
@@ -24,14 +27,15 @@ enum arbiter_result {
 };
 
 /*
- * Move the register from `from` to `to` (> from) for us; blocks for at most `timeout_ms`. A register that
- * does not exist yet, or holds a generation below `from`, counts as `from`: generations only grow, and a
- * register may be set up late. A register that holds `to` under our own name already was won by an attempt
- * whose answer was lost: won. Returns an enum arbiter_result and the register's present generation, or a
- * negative errno when the register cannot be reached (-ETIMEDOUT: locked by somebody for the whole time) or
- * makes no sense (-EBADMSG).
+ * Move the register from `from` to `to` (> from) for us. A register that does not exist yet, or holds a
+ * generation below `from`, counts as `from`: generations only grow, and a register may be set up late. A
+ * register that holds `to` under our own name already was won by an attempt whose answer was lost: won.
+ * Blocks for at most what the back end allows: 2 s for a file, etcd_config.timeout_ns for etcd. Returns an
+ * enum arbiter_result and the register's present generation, or a negative errno when the register cannot be
+ * reached (-ETIMEDOUT: no answer, or locked by somebody, for the whole time) or makes no sense (-EBADMSG).
+ * After a negative errno the register may have changed, or may yet: nothing is won, and to ask again is
+ * right.
  */
-int arbiter_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, unsigned timeout_ms,
-                 uint64_t *ret_generation);
+int arbiter_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation);
 
 #endif

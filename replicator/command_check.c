@@ -5,40 +5,55 @@
 #include "base/scope.h"
 #include "vmm/qemu/qemu.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 
 static const char *const verdicts[] = {
     [QEMU_FINDING_OK] = "ok", [QEMU_FINDING_WARNING] = "warning", [QEMU_FINDING_REFUSED] = "refused"};
 
-/* The argument is a QMP socket, or a configuration whose host has one. */
-static int socket_of(const struct command_line *line, char *ret_path, size_t room)
+struct subject {
+    char qmp_path[256];
+    struct config *config; /* a bare socket or domain has none */
+    struct qemu_domain domain;
+    bool libvirt; /* `domain` is what is meant */
+};
+
+/* The argument is a QMP socket, a configuration, or, where there is none of that name, libvirt's domain. */
+static int find_subject(const struct command_line *line, struct subject *ret_subject)
 {
     struct stat status;
     char path[512];
-    struct config *config;
     if (stat(line->config, &status) == 0 && S_ISSOCK(status.st_mode)) {
-        snprintf(ret_path, room, "%s", line->config);
+        snprintf(ret_subject->qmp_path, sizeof ret_subject->qmp_path, "%s", line->config);
         return 0;
     }
     int r = config_path(line->config, path, sizeof path);
+    if (r == 0 && !strchr(line->config, '/') && stat(path, &status) < 0 && errno == ENOENT) {
+        ret_subject->domain = (struct qemu_domain){.name = line->config};
+        ret_subject->libvirt = true;
+        return 0;
+    }
     if (r == 0)
-        r = config_load(path, line->host, &config);
+        r = config_load(path, line->host, &ret_subject->config);
     if (r < 0)
         return r;
-    snprintf(ret_path, room, "%s", config->self.qmp);
-    config_free(config);
+    const struct config *config = ret_subject->config;
+    ret_subject->libvirt = config_domain(config, &ret_subject->domain);
+    ret_subject->domain.machine = NULL; /* looking leaves no mark */
+    if (!ret_subject->libvirt)
+        snprintf(ret_subject->qmp_path, sizeof ret_subject->qmp_path, "%s", config->self.qmp);
     return 0;
 }
 
 int command_check(int argc, char **argv)
 {
     static const char help[] =
-        "Usage: understudy check QMP-SOCKET|CONFIG [--host NAME] [--json]\n\n"
+        "Usage: understudy check QMP-SOCKET|CONFIG|DOMAIN [--host NAME] [--json]\n\n"
         "Say whether a running QEMU can be protected, and what stands in the way; the guest is not touched.\n"
+        "A name without a configuration is a domain of libvirt's (qemu:///system).\n"
         "Exit code 4: something refuses.\n";
     struct command_line line;
-    char path[256];
     int code = command_parse(argc, argv, "hj", &line);
     if (code != EXIT_OK)
         return code;
@@ -48,12 +63,17 @@ int command_check(int argc, char **argv)
     }
     cleanup_free struct qemu_finding *findings = NULL;
     size_t count = 0;
-    int r = socket_of(&line, path, sizeof path);
+    struct subject subject = {0};
+    int r = find_subject(&line, &subject);
     if (r < 0) {
         fprintf(stderr, "understudy check: %s\n", error_text());
         return EXIT_USAGE;
     }
-    r = qemu_preflight(path, &findings, &count);
+    const char *const *shared_disks =
+        subject.config ? (const char *const *)subject.config->shared_disks : NULL;
+    r = subject.libvirt ? qemu_preflight_domain(&subject.domain, shared_disks, &findings, &count)
+                        : qemu_preflight(subject.qmp_path, shared_disks, &findings, &count);
+    config_free(subject.config);
     if (r < 0) {
         fprintf(stderr, "understudy check: %s\n", error_text());
         return EXIT_FAILED;

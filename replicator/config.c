@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "replicator/config_keys.h"
 
+#include "vmm/qemu/qemu.h"
+
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
@@ -30,11 +32,16 @@
 #define RUN_DIR   "/run/understudy"
 #define STATE_DIR "/var/lib/understudy"
 
+#define ETCD_PREFIX "/understudy"
+
 /* Not for the configuration: no user has a reason to choose these. */
 #define RETRY_NS     (50 * NS_PER_MS)
 #define RETRY_MAX_NS (2 * NS_PER_S)
 #define SETUP_NS     (30 * NS_PER_S)
 #define ROUNDS_MAX   30
+
+#define PAUSE_SHARE       25
+#define PAUSE_SHARE_EAGER 50
 
 struct host_section {
     struct config_host host;
@@ -206,12 +213,37 @@ static int split_command(const struct parse *parse, struct host_section *section
     return whole ? 0 : error_errno(-ENOMEM, "configuration");
 }
 
+/* A QEMU of the administrator's own, or a domain of libvirt's, which starts it itself. */
+static int check_guest(const struct parse *parse, const struct host_section *section)
+{
+    const struct config_host *host = &section->host;
+    if (!host->qmp == !host->domain)
+        return error_set(-EINVAL, "%s: [host %s] %s", parse->path, host->name,
+                         host->qmp ? "has both qmp and domain; only one can be how its QEMU is reached"
+                                   : "lacks qmp, or domain for one that libvirt manages");
+    if (host->domain && section->command)
+        return error_set(-EINVAL,
+                         "%s: [host %s] has both domain and command; libvirt starts a domain from its "
+                         "definition",
+                         parse->path, host->name);
+    if (host->domain && host->log)
+        return error_set(-EINVAL,
+                         "%s: [host %s] has both domain and log; libvirt keeps the output of a domain's QEMU "
+                         "in /var/log/libvirt/qemu",
+                         parse->path, host->name);
+    if (host->uri && !host->domain)
+        return error_set(-EINVAL, "%s: [host %s] has libvirt-uri, but no domain", parse->path, host->name);
+    return 0;
+}
+
 static int finish_host(const struct parse *parse, struct host_section *section)
 {
     struct config_host *host = &section->host;
     char name[CONFIG_NAME_MAX + 8];
     snprintf(name, sizeof name, "host %s", host->name);
-    int r = check_required(parse, name, config_host_keys, config_host_key_count, section->seen);
+    int r = check_guest(parse, section);
+    if (r == 0)
+        r = check_required(parse, name, config_host_keys, config_host_key_count, section->seen);
     if (r == 0)
         r = split_command(parse, section);
     if (r == 0 && !host->tls_name)
@@ -246,6 +278,25 @@ static int choose_host(const struct parse *parse, const char *wanted, unsigned *
                      parse->hosts[0].host.name, parse->hosts[1].host.name, wanted ? "" : "; use --host");
 }
 
+/* Where the guest belongs, and whether each host can be its standby where that is wanted. */
+static int finish_roles(const struct parse *parse)
+{
+    struct config *config = parse->config;
+    const struct host_section *hosts = parse->hosts;
+    if (!config->home[0])
+        snprintf(config->home, sizeof config->home, "%s", hosts[0].host.name);
+    if (strcmp(config->home, hosts[0].host.name) != 0 && strcmp(config->home, hosts[1].host.name) != 0)
+        return error_set(-EINVAL, "%s: [vm] home = %s: the hosts are %s and %s", parse->path, config->home,
+                         hosts[0].host.name, hosts[1].host.name);
+    for (unsigned i = 0; i < HOSTS_MAX; i++)
+        if (config->role.reprotect == ROLE_REPROTECT_AUTO && !hosts[i].host.argv && !hosts[i].host.domain)
+            return error_set(-EINVAL,
+                             "%s: [vm] reprotect = auto needs 'command' or 'domain' in [host %s], which may "
+                             "have to stand by",
+                             parse->path, hosts[i].host.name);
+    return 0;
+}
+
 static int finish(struct parse *parse, const char *wanted)
 {
     struct config *config = parse->config;
@@ -265,16 +316,23 @@ static int finish(struct parse *parse, const char *wanted)
         return error_set(-EINVAL, "%s: [vm] pause-budget is above pause-limit", parse->path);
 
     unsigned index = 0;
-    if ((r = choose_host(parse, wanted, &index)) < 0)
+    if ((r = finish_roles(parse)) < 0 || (r = choose_host(parse, wanted, &index)) < 0)
         return r;
     struct role_config *role = &config->role;
+    if (!role->pause_share) /* answers that are waited for are worth more of the guest's time */
+        role->pause_share = role->eager ? PAUSE_SHARE_EAGER : PAUSE_SHARE;
     role->arbiter = strcmp(config->arbiter, "none") != 0;
+    role->fence = parse->hosts[!index].host.fence != NULL;
     role->staging_bytes = config->standby_staging_bytes;
     role->optional =
-        WIRE_FEATURE_VERIFY | (config->compression == CONFIG_COMPRESSION_NONE ? 0 : WIRE_FEATURE_LZ4);
+        WIRE_FEATURE_VERIFY | WIRE_FEATURE_DISK | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS |
+        (config->compression == CONFIG_COMPRESSION_NONE ? 0 : WIRE_FEATURE_LZ4 | WIRE_FEATURE_STATE_LZ4) |
+        (config->delta_bytes ? WIRE_FEATURE_DELTA : 0);
     memcpy(role->vm_uuid, config->uuid, sizeof role->vm_uuid);
     snprintf(role->host, sizeof role->host, "%s", parse->hosts[index].host.name);
-    r = role_config_check(role);
+    r = config_arbiter_check(config, &parse->hosts[0].host, &parse->hosts[1].host);
+    if (r == 0)
+        r = role_config_check(role);
     if (r < 0)
         return error_add(r, "%s", parse->path);
     config->self = parse->hosts[index].host;
@@ -293,6 +351,8 @@ static void free_host(struct config_host *host)
     free(host->argv);
     free(host->address);
     free(host->qmp);
+    free(host->domain);
+    free(host->uri);
     free(host->ca);
     free(host->certificate);
     free(host->key);
@@ -300,6 +360,28 @@ static void free_host(struct config_host *host)
     free(host->run_dir);
     free(host->state_dir);
     free(host->log);
+    free(host->fence);
+}
+
+static void free_etcd(struct etcd_config *etcd)
+{
+    free(etcd->endpoints);
+    free(etcd->prefix);
+    free(etcd->ca);
+    free(etcd->certificate);
+    free(etcd->key);
+    free(etcd->user);
+    free(etcd->password_file);
+}
+
+bool config_domain(const struct config *config, struct qemu_domain *ret_domain)
+{
+    const struct config_host *self = &config->self;
+    if (!self->domain)
+        return false;
+    *ret_domain = (struct qemu_domain){
+        .uri = self->uri, .name = self->domain, .machine = config->name, .peer = config->peer.name};
+    return true;
 }
 
 void config_free(struct config *config)
@@ -310,6 +392,9 @@ void config_free(struct config *config)
     free_host(&config->peer);
     free(config->probe_block);
     free(config->arbiter);
+    free_etcd(&config->etcd);
+    free(config->hooks);
+    free(config->shared_disks);
     free(config);
 }
 
@@ -351,14 +436,21 @@ static int set_defaults(struct config *config)
         .retry_ns = RETRY_NS,
         .retry_max_ns = RETRY_MAX_NS,
         .setup_ns = SETUP_NS,
-        .pause_share = 25,
         .rounds_max = ROUNDS_MAX,
     };
     config->staging_bytes = 64ull << 20;
+    config->delta_bytes = 64ull << 20;
     config->pause_budget_ns = 3 * NS_PER_MS;
     config->pause_limit_ns = 500 * NS_PER_MS;
     config->lanes = 2;
-    return config_set_text(&config->arbiter, "none");
+    config->gate_held_bytes = 16u << 20;
+    config->disk_log_bytes = 64u << 20;
+    config->journal_bytes = 4ull << 30;
+    config->etcd.timeout_ns = 2 * NS_PER_S;
+    config->fence_timeout_ns = 60 * NS_PER_S;
+    config->hook_timeout_ns = 10 * NS_PER_S;
+    int r = config_set_text(&config->etcd.prefix, ETCD_PREFIX);
+    return r < 0 ? r : config_set_text(&config->arbiter, "none");
 }
 
 int config_load(const char *path, const char *host, struct config **ret_config)

@@ -25,4 +25,8 @@ extern const size_t config_vm_key_count, config_host_key_count;
 int config_parse_host_name(const char *value, char ret_name[CONFIG_NAME_MAX]);
 int config_set_text(char **to, const char *value);
 
+/* Of the whole file: what arbiter, etcd-... and fence say must fit together. -EINVAL with the reason. */
+int config_arbiter_check(const struct config *config, const struct config_host *one,
+                         const struct config_host *two);
+
 #endif

@@ -60,6 +60,25 @@ int config_size_parse(const char *text, uint64_t *ret_bytes)
     return parse_units(text, units, array_length(units), "B, KiB, MiB, GiB, TiB", ret_bytes);
 }
 
+int config_rate_parse(const char *text, uint64_t *ret_bytes_per_s)
+{
+    static const struct unit units[] = {{"", 1},
+                                        {"K", 1000},
+                                        {"M", 1000000},
+                                        {"G", 1000000000},
+                                        {"KiB", 1ull << 10},
+                                        {"MiB", 1ull << 20},
+                                        {"GiB", 1ull << 30}};
+    uint64_t rate;
+    int r = parse_units(text, units, array_length(units), "K, M, G, KiB, MiB, GiB (bytes a second)", &rate);
+    if (r < 0)
+        return r;
+    if (rate && (rate < CONFIG_RATE_MIN || rate > CONFIG_RATE_MAX))
+        return error_set(-EINVAL, "'%s': allowed are 100K to 1000G bytes a second, and 0 for no bound", text);
+    *ret_bytes_per_s = rate;
+    return 0;
+}
+
 int config_duration_parse(const char *text, uint64_t *ret_ns)
 {
     /* No default unit: 50 of what? */

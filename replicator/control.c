@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "replicator/control.h"
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -14,14 +12,21 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define CLIENTS_MAX    16
-#define LINE_MAX_BYTES 65536
+#define CLIENTS_MAX 16
+#define STREAMS_MAX 8 /* the other places are for requests */
 
 struct client {
     uint64_t id; /* 0: free */
     int fd;
     size_t used;
     char line[4096];
+
+    control_source *source; /* NULL: no stream */
+    void *source_ctx;
+    uint64_t cursor;
+    bool follow;
+    char *out; /* the line that is being sent; NULL: none */
+    size_t out_length, out_sent;
 };
 
 struct control {
@@ -34,7 +39,7 @@ struct control {
     struct client clients[CLIENTS_MAX];
 };
 
-static int address_of(const char *path, struct sockaddr_un *ret_address)
+int control_address(const char *path, struct sockaddr_un *ret_address)
 {
     *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof ret_address->sun_path)
@@ -48,8 +53,93 @@ static void drop(struct control *control, struct client *client)
 {
     loop_remove(control->loop, client->fd);
     close(client->fd);
+    free(client->out);
+    client->out = NULL;
+    client->source = NULL;
     client->id = 0;
 }
+
+static struct client *find(struct control *control, uint64_t id)
+{
+    for (unsigned i = 0; id && i < CLIENTS_MAX; i++)
+        if (control->clients[i].id == id)
+            return &control->clients[i];
+    return NULL;
+}
+
+/* --- streams --- */
+
+/* The next line into ->out. False: there is none. */
+static bool next_line(struct client *client)
+{
+    json_t *object = client->source(client->source_ctx, &client->cursor);
+    client->out = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    json_decref(object);
+    if (!client->out)
+        return false;
+    client->out_length = strlen(client->out) + 1;
+    client->out[client->out_length - 1] = '\n'; /* in place of the NUL: the bytes are sent by count */
+    client->out_sent = 0;
+    return true;
+}
+
+static void pump(struct control *control, struct client *client)
+{
+    while (client->out || next_line(client)) {
+        ssize_t sent = send(client->fd, client->out + client->out_sent, client->out_length - client->out_sent,
+                            MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent < 0 && errno == EAGAIN) {
+            loop_change(control->loop, client->fd, EPOLLIN | EPOLLOUT);
+            return;
+        }
+        if (sent < 0) {
+            drop(control, client);
+            return;
+        }
+        client->out_sent += (size_t)sent;
+        if (client->out_sent == client->out_length) {
+            free(client->out);
+            client->out = NULL;
+        }
+    }
+    if (client->follow)
+        loop_change(control->loop, client->fd, EPOLLIN);
+    else
+        drop(control, client);
+}
+
+void control_stream(struct control *control, uint64_t id, control_source *source, void *ctx, uint64_t cursor,
+                    bool follow)
+{
+    struct client *client = find(control, id);
+    unsigned streams = 0;
+    for (unsigned i = 0; i < CLIENTS_MAX; i++)
+        streams += control->clients[i].id && control->clients[i].source;
+    if (!client)
+        return;
+    if (streams >= STREAMS_MAX) {
+        control_refuse(control, id, "%d clients follow the events already", STREAMS_MAX);
+        return;
+    }
+    client->source = source;
+    client->source_ctx = ctx;
+    client->cursor = cursor;
+    client->follow = follow;
+    pump(control, client);
+}
+
+void control_wake(struct control *control)
+{
+    for (unsigned i = 0; i < CLIENTS_MAX; i++) {
+        struct client *client = &control->clients[i];
+        if (client->id && client->source && !client->out)
+            pump(control, client);
+    }
+}
+
+/* --- requests --- */
 
 static void on_line(struct control *control, struct client *client, const char *line)
 {
@@ -68,22 +158,24 @@ static void on_client(void *ctx, int fd, uint32_t events)
 {
     struct control *control = ctx;
     struct client *client = NULL;
-    (void)events;
     for (unsigned i = 0; i < CLIENTS_MAX; i++)
         if (control->clients[i].id && control->clients[i].fd == fd)
             client = &control->clients[i];
-    if (!client)
+    if (client && client->source && (events & EPOLLOUT))
+        pump(control, client);
+    if (!client || !client->id || !(events & ~(uint32_t)EPOLLOUT))
         return;
     ssize_t got = read(fd, client->line + client->used, sizeof client->line - 1 - client->used);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    if (got <= 0) {
+    /* A stream takes no more requests: their answers would come between its lines. */
+    if (got <= 0 || client->source) {
         drop(control, client);
         return;
     }
     client->used += (size_t)got;
     client->line[client->used] = 0;
-    for (char *end; client->id && (end = strchr(client->line, '\n'));) {
+    for (char *end; client->id && !client->source && (end = strchr(client->line, '\n'));) {
         *end = 0;
         size_t length = (size_t)(end + 1 - client->line);
         char line[sizeof client->line];
@@ -121,7 +213,7 @@ int control_new(struct control **ret_control, struct loop *loop, const char *pat
                 void *ctx)
 {
     struct sockaddr_un address;
-    int r = address_of(path, &address);
+    int r = control_address(path, &address);
     if (r < 0)
         return r;
     cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -169,10 +261,7 @@ void control_free(struct control *control)
  * dropped. */
 void control_reply(struct control *control, uint64_t id, json_t *reply)
 {
-    struct client *client = NULL;
-    for (unsigned i = 0; i < CLIENTS_MAX; i++)
-        if (id && control->clients[i].id == id)
-            client = &control->clients[i];
+    struct client *client = find(control, id);
     cleanup_free char *text = client ? json_dumps(reply, JSON_COMPACT) : NULL;
     json_decref(reply);
     if (!text)
@@ -199,52 +288,4 @@ void control_refuse(struct control *control, uint64_t client, const char *format
     va_end(arguments);
     control_printable(text);
     control_reply(control, client, json_pack("{s:s}", "error", text));
-}
-
-int control_call(const char *path, json_t *request, unsigned timeout_ms, json_t **ret_reply)
-{
-    struct sockaddr_un address;
-    cleanup_free char *text = json_dumps(request, JSON_COMPACT);
-    json_decref(request);
-    cleanup_free char *answer = malloc(LINE_MAX_BYTES);
-    if (!text || !answer)
-        return error_set(-ENOMEM, "control request: out of memory");
-    int r = address_of(path, &address);
-    if (r < 0)
-        return r;
-    cleanup_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return error_errno(-errno, "control socket: socket");
-    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-        return error_errno(-errno, "no daemon answers at '%s'", path);
-    size_t length = strlen(text);
-    text[length] = '\n'; /* in place of the NUL: the bytes are sent by count */
-    if (send(fd, text, length + 1, MSG_NOSIGNAL) != (ssize_t)length + 1)
-        return error_errno(-errno, "control socket '%s': send", path);
-    uint64_t deadline = clock_now_ns() + timeout_ms * NS_PER_MS;
-    size_t used = 0;
-    for (;;) {
-        uint64_t now = clock_now_ns();
-        struct pollfd readable = {.fd = fd, .events = POLLIN};
-        if (now >= deadline || poll(&readable, 1, (int)((deadline - now) / NS_PER_MS) + 1) == 0)
-            return error_set(-ETIMEDOUT, "the daemon at '%s' gave no answer within %u ms", path, timeout_ms);
-        ssize_t got = recv(fd, answer + used, LINE_MAX_BYTES - 1 - used, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return error_set(-ECONNRESET, "the daemon at '%s' ended before it answered", path);
-        used += (size_t)got;
-        answer[used] = 0;
-        if (strchr(answer, '\n'))
-            break;
-        if (used == LINE_MAX_BYTES - 1)
-            return error_set(-EMSGSIZE, "the daemon at '%s' answered with more than %d bytes", path,
-                             LINE_MAX_BYTES);
-    }
-    json_error_t problem;
-    json_t *reply = json_loads(answer, 0, &problem);
-    if (!reply)
-        return error_set(-EBADMSG, "the daemon at '%s' answered nonsense: %s", path, problem.text);
-    *ret_reply = reply;
-    return 0;
 }

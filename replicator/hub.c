@@ -6,18 +6,18 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/scope.h"
+#include "replicator/fence.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
-#define ARBITER_TIMEOUT_MS 2000
-#define PROGRESS_EVERY     (500 * NS_PER_MS)
-#define SWEEP_EVERY        NS_PER_S
+#define PROGRESS_EVERY (500 * NS_PER_MS)
 
 void *job_new(size_t bytes, void (*run)(struct job *, void *), void (*deliver)(struct note *, void *))
 {
@@ -31,23 +31,16 @@ void *job_new(size_t bytes, void (*run)(struct job *, void *), void (*deliver)(s
 
 /* --- signals: an orderly end --- */
 
-struct hub_and_ops {
-    struct hub *hub;
-    const struct hub_ops *ops;
-};
-
-static struct hub_and_ops handlers; /* one daemon a process */
-
 static void on_signal(void *ctx, int fd, uint32_t events)
 {
+    struct hub *hub = ctx;
     struct signalfd_siginfo info;
-    (void)ctx;
     (void)events;
     if (read(fd, &info, sizeof info) != sizeof info)
         return;
     log_notice("%s: ending in order", info.ssi_signo == SIGINT ? "interrupted" : "terminated");
     struct role_event event = {.type = EVENT_STOP};
-    handlers.ops->step(handlers.hub, &event);
+    hub->ops->step(hub, &event);
 }
 
 static int open_signals(struct hub *hub)
@@ -61,7 +54,7 @@ static int open_signals(struct hub *hub)
     hub->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (hub->signal_fd < 0)
         return error_errno(-errno, "signalfd");
-    return loop_add(hub->loop, hub->signal_fd, EPOLLIN, on_signal, NULL);
+    return loop_add(hub->loop, hub->signal_fd, EPOLLIN, on_signal, hub);
 }
 
 static void on_notes(void *ctx, int fd, uint32_t events)
@@ -99,13 +92,18 @@ static void no_guest_events(void *daemon, enum vmm_event event)
     (void)event;
 }
 
-int hub_open(struct hub *hub, const struct hub_ops *ops)
+static void on_request(void *ctx, uint64_t client, const char *command, json_t *request)
+{
+    struct hub *hub = ctx;
+    hub->ops->request(hub, client, command, request);
+}
+
+int hub_open(struct hub *hub)
 {
     const struct config_host *self = &hub->config->self;
     hub->signal_fd = -1;
     hub->started_ns = clock_now_ns();
     hub->terminal = isatty(STDERR_FILENO);
-    handlers = (struct hub_and_ops){hub, ops};
     struct tls_files files = {self->ca, self->certificate, self->key, hub->config->peer.tls_name};
     int r;
     if ((r = make_directory(self->run_dir, 0755)) < 0 || (r = make_directory(self->state_dir, 0755)) < 0 ||
@@ -117,9 +115,37 @@ int hub_open(struct hub *hub, const struct hub_ops *ops)
         (r = loop_new(&hub->loop)) < 0 || (r = open_signals(hub)) < 0 ||
         (r = mailbox_new(&hub->notes, 4096)) < 0 ||
         (r = loop_add(hub->loop, mailbox_fd(hub->notes), EPOLLIN, on_notes, hub)) < 0 ||
-        (r = control_new(&hub->control, hub->loop, hub->control_path, ops->request, hub)) < 0 ||
+        (r = control_new(&hub->control, hub->loop, hub->control_path, on_request, hub)) < 0 ||
+        (r = events_open(&hub->events, hub->config, hub->control)) < 0 ||
         (r = tls_context_new(&hub->tls, &files)) < 0 ||
-        (r = arbiter_open(&hub->arbiter, hub->config->arbiter, hub->config->uuid, self->name)) < 0 ||
+        (r = arbiter_open(&hub->arbiter, hub->config->arbiter, &hub->config->etcd, hub->config->uuid,
+                          self->name)) < 0)
+        return r;
+    return 0;
+}
+
+void hub_close(struct hub *hub)
+{
+    arbiter_close(hub->arbiter);
+    tls_context_free(hub->tls);
+    control_free(hub->control);
+    events_close(hub->events);
+    mailbox_free(hub->notes);
+    if (hub->signal_fd >= 0)
+        close(hub->signal_fd);
+    loop_free(hub->loop);
+    json_decref(hub->migration);
+}
+
+int hub_role_open(struct hub *hub, const struct hub_ops *ops)
+{
+    int r;
+    hub->ops = ops;
+    hub->ending = hub->turn = false;
+    hub->failure[0] = 0;
+    atomic_store(&hub->closing, false);
+    if ((ops->side == WIRE_SIDE_STANDBY && hub->config->peer.fence &&
+         (r = fence_check_file(hub->config->peer.fence)) < 0) ||
         (r = links_new(&hub->links, ops->links, hub, hub->notes, hub->tls, ops->side,
                        hub->config->role.detect_ns)) < 0 ||
         (r = worker_new(&hub->worker, hub->notes, hub, ops->guest_event)) < 0 ||
@@ -128,19 +154,51 @@ int hub_open(struct hub *hub, const struct hub_ops *ops)
     return 0;
 }
 
-void hub_close(struct hub *hub)
+void hub_role_close(struct hub *hub)
 {
+    atomic_store(&hub->closing, true);
     links_close(hub->links);
+    links_close(hub->door);
     worker_free(hub->worker);
     worker_free(hub->side_worker);
     links_free(hub->links); /* a round on the guest's thread may have kicked until here */
-    arbiter_close(hub->arbiter);
-    tls_context_free(hub->tls);
-    control_free(hub->control);
-    mailbox_free(hub->notes);
-    if (hub->signal_fd >= 0)
-        close(hub->signal_fd);
-    loop_free(hub->loop);
+    links_free(hub->door);
+    hub->links = hub->door = NULL;
+    hub->worker = hub->side_worker = NULL;
+    /* Their authors are gone, and so is who could make sense of them. */
+    for (void *note; (note = mailbox_take(hub->notes));)
+        free(note);
+}
+
+static void on_connection(void *ctx, int fd, uint32_t events)
+{
+    struct links **links = ctx;
+    (void)events;
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (accepted >= 0)
+        links_accept(*links, accepted);
+}
+
+int hub_listen(struct hub *hub, struct links **links, int *ret_fd)
+{
+    int fd, r = lane_listen(hub->config->self.address, &fd);
+    if (r < 0)
+        return r;
+    r = loop_add(hub->loop, fd, EPOLLIN, on_connection, links);
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+void hub_unlisten(struct hub *hub, int fd)
+{
+    if (fd < 0)
+        return;
+    loop_remove(hub->loop, fd);
+    close(fd);
 }
 
 static void show_progress(struct hub *hub, const struct hub_ops *ops, uint64_t now)
@@ -153,13 +211,31 @@ static void show_progress(struct hub *hub, const struct hub_ops *ops, uint64_t n
     hub->progress_ns = now + PROGRESS_EVERY;
 }
 
-int hub_run(struct hub *hub, const struct hub_ops *ops)
+void hub_fail(struct hub *hub, const char *why)
 {
-    sd_notifyf(0, "READY=1\nMAINPID=%d", (int)getpid());
+    log_error("%s; the engine ends", why);
+    snprintf(hub->failure, sizeof hub->failure, "%s", why);
+    hub->ending = true;
+    hub->exit_code = 1;
+}
+
+static void publish(struct hub *hub, const struct hub_ops *ops, enum news_kind kind, const char *reason)
+{
+    struct role_status status;
+    ops->status(hub, &status);
+    events_publish(hub->events, kind, &status, reason);
+}
+
+static int run(struct hub *hub, const struct hub_ops *ops)
+{
     while (!hub->ending) {
         uint64_t deadline = ops->deadline(hub);
         if (hub->progress_ns < deadline)
             deadline = hub->progress_ns;
+        struct links *const both[] = {hub->links, hub->door};
+        for (size_t i = 0; i < array_length(both); i++)
+            if (both[i] && links_due(both[i]) < deadline)
+                deadline = links_due(both[i]);
         int r = loop_once(hub->loop, deadline);
         if (r < 0)
             return r;
@@ -170,15 +246,29 @@ int hub_run(struct hub *hub, const struct hub_ops *ops)
         }
         if (now >= hub->progress_ns)
             show_progress(hub, ops, now);
-        if (now >= hub->sweep_ns) {
-            links_sweep(hub->links, now);
-            hub->sweep_ns = now + SWEEP_EVERY;
-        }
+        for (size_t i = 0; i < array_length(both); i++)
+            if (both[i] && now >= links_due(both[i]))
+                links_sweep(both[i], now);
     }
+    return 0;
+}
+
+int hub_run(struct hub *hub, const struct hub_ops *ops)
+{
+    sd_notifyf(0, "READY=1\nMAINPID=%d", (int)getpid());
+    int r = run(hub, ops);
+    if (r < 0 || hub->failure[0])
+        publish(hub, ops, NEWS_ENGINE_FAILED, r < 0 ? error_text() : hub->failure);
     if (hub->terminal)
         fprintf(stderr, "\r\033[K");
-    sd_notify(0, "STOPPING=1");
-    return 0;
+    if (!hub->turn)
+        sd_notify(0, "STOPPING=1");
+    return r;
+}
+
+void hub_started(struct hub *hub, const struct hub_ops *ops)
+{
+    publish(hub, ops, NEWS_STARTED, "");
 }
 
 /* --- actions that both roles share --- */
@@ -215,26 +305,40 @@ struct arbitration {
     struct job job;
     const struct hub_ops *ops;
     uint64_t from, to, generation;
-    int result;
+    bool fence;
+    enum role_arbiter result;
+    char why[ERROR_TEXT_MAX]; /* "" when there is nothing to say */
 };
 
+/* On the side worker's thread, which may wait. */
 static void run_arbitration(struct job *job, void *daemon)
 {
     struct arbitration *arbitration = (struct arbitration *)job;
     struct hub *hub = daemon;
-    arbitration->result = arbiter_swap(hub->arbiter, arbitration->from, arbitration->to, ARBITER_TIMEOUT_MS,
-                                       &arbitration->generation);
-    if (arbitration->result < 0)
-        log_warning("arbiter: %s", error_text());
+    const struct config *config = hub->config;
+    int r = arbiter_swap(hub->arbiter, arbitration->from, arbitration->to, &arbitration->generation);
+    arbitration->result = r < 0 ? ARBITER_UNREACHABLE : r == ARBITER_RESULT_WON ? ARBITER_WON : ARBITER_LOST;
+    if (arbitration->fence && arbitration->result == ARBITER_WON) {
+        log_warning("fencing %s by %s", config->peer.name, config->peer.fence[0]);
+        r = fence_run(config->peer.fence, (unsigned)(config->fence_timeout_ns / NS_PER_MS), &hub->closing);
+        if (r < 0)
+            arbitration->result = ARBITER_UNFENCED;
+        else
+            log_notice("%s is fenced", config->peer.name);
+    }
+    if (r < 0)
+        snprintf(arbitration->why, sizeof arbitration->why, "%s", error_text());
 }
 
 static void deliver_arbitration(struct note *note, void *daemon)
 {
     struct arbitration *arbitration = (struct arbitration *)note;
-    struct role_event event = {.type = EVENT_ARBITER, .generation = arbitration->generation};
-    event.arbiter = arbitration->result < 0                     ? ARBITER_UNREACHABLE
-                    : arbitration->result == ARBITER_RESULT_WON ? ARBITER_WON
-                                                                : ARBITER_LOST;
+    struct role_event event = {.type = EVENT_ARBITER,
+                               .generation = arbitration->generation,
+                               .arbiter = arbitration->result,
+                               .text = arbitration->why[0] ? arbitration->why : NULL};
+    if (event.text)
+        log_warning("%s", event.text);
     arbitration->ops->step(daemon, &event);
 }
 
@@ -246,6 +350,7 @@ bool hub_perform(struct hub *hub, const struct hub_ops *ops, const struct role_a
         arbitration->ops = ops;
         arbitration->from = action->from;
         arbitration->to = action->to;
+        arbitration->fence = action->fence;
         worker_submit(hub->side_worker, &arbitration->job);
         return true;
     }
@@ -253,11 +358,8 @@ bool hub_perform(struct hub *hub, const struct hub_ops *ops, const struct role_a
         struct store_state state = {.generation = action->to, .active = action->active};
         /* Going on without the record could later run a guest by an old right: end instead; the guest stays
          * as it is. */
-        if (store_write(hub->store_path, hub->config->uuid, &state) < 0) {
-            log_error("%s", error_text());
-            hub->ending = true;
-            hub->exit_code = 1;
-        }
+        if (store_write(hub->store_path, hub->config->uuid, &state) < 0)
+            hub_fail(hub, error_text());
         return true;
     }
     case ACTION_REPORT:
@@ -268,6 +370,9 @@ bool hub_perform(struct hub *hub, const struct hub_ops *ops, const struct role_a
     case ACTION_EXIT:
         hub->ending = true;
         hub->exit_code = action->code ? 1 : 0;
+        return true;
+    case ACTION_TURN:
+        hub->ending = hub->turn = true;
         return true;
     default:
         return false;

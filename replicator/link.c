@@ -25,9 +25,11 @@
  * is ended. Connections that never say HELLO are bounded by UNNAMED_MAX and closed after HELLO_WITHIN.
  */
 
-#define UNNAMED_MAX  (WIRE_LANES_MAX + 8) /* connections that have not said HELLO */
-#define HELLO_WITHIN (5 * NS_PER_S)
-#define DRAIN_MS     100
+#define UNNAMED_MAX   (WIRE_LANES_MAX + 8) /* connections that have not said HELLO */
+#define HELLO_WITHIN  (5 * NS_PER_S)
+#define SWEEP_EVERY   NS_PER_S
+#define REASON_WITHIN (50 * NS_PER_MS)
+#define DRAIN_MS      100
 
 static struct link *find(struct links *links, uint64_t number)
 {
@@ -194,6 +196,7 @@ static int open_lane(struct links *links, struct link *link, unsigned index)
         .session = link->session,
         .handshake_ms = link->timeout_ms,
         .buffer_bytes = index == 0 ? WIRE_PAYLOAD_MAX + sizeof(struct wire_header) : 0,
+        .pacer = index == 0 ? NULL : links->pacer,
     };
     struct lane *lane;
     r = lane_connect(&lane, &config, (struct sockaddr *)&address, length);
@@ -204,6 +207,11 @@ static int open_lane(struct links *links, struct link *link, unsigned index)
     scope_lock(&links->mutex);
     connection->lane = lane;
     return 0;
+}
+
+void links_set_pacer(struct links *links, struct pacer *pacer)
+{
+    links->pacer = pacer;
 }
 
 int links_connect(struct links *links, uint64_t number, const char *address, uint32_t timeout_ms)
@@ -323,12 +331,37 @@ void links_disconnect(struct links *links, uint64_t number)
     link_free(links, link);
 }
 
+static void tell_down(struct links *links, struct link *link, int code, const char *text)
+{
+    if (link->down_told)
+        return;
+    uint64_t number = link->number;
+    link->down_told = true;
+    links->ops->down(links->ctx, number, code, text);
+    links_disconnect(links, number); /* if the machine has not done so */
+}
+
+uint64_t links_due(const struct links *links)
+{
+    uint64_t due = links->swept_ns + SWEEP_EVERY;
+    for (unsigned i = 0; i < array_length(links->table); i++)
+        if (links->table[i] && links->table[i]->down_at_ns && links->table[i]->down_at_ns < due)
+            due = links->table[i]->down_at_ns;
+    return due;
+}
+
 void links_sweep(struct links *links, uint64_t now_ns)
 {
+    links->swept_ns = now_ns;
     for (unsigned i = 0; i < CONNECTIONS_MAX; i++) {
         struct connection *connection = links->connections[i];
         if (connection && !atomic_load(&connection->link) && now_ns > connection->accepted_ns + HELLO_WITHIN)
             connection_free(links, connection);
+    }
+    for (unsigned i = 0; i < array_length(links->table); i++) {
+        struct link *link = links->table[i];
+        if (link && link->down_at_ns && link->down_at_ns <= now_ns)
+            tell_down(links, link, link->down_code, link->down_text);
     }
 }
 
@@ -379,6 +412,17 @@ static void deliver_frame(struct links *links, struct connection *connection, co
     links->ops->hello(links->ctx, link->number, frame, &hello);
 }
 
+/* A peer that ends a session says why on the control lane (REFUSE, GOODBYE), and closes all lanes. They are
+ * different connections: a data lane's end may be seen first. */
+static void lane_down(struct link *link, int code, const char *text)
+{
+    if (link->down_at_ns)
+        return;
+    link->down_at_ns = clock_now_ns() + REASON_WITHIN;
+    link->down_code = code;
+    snprintf(link->down_text, sizeof link->down_text, "%s", text);
+}
+
 void link_deliver(struct note *base, void *daemon)
 {
     struct link_note *note = (struct link_note *)base;
@@ -416,12 +460,10 @@ void link_deliver(struct note *base, void *daemon)
             connection_free(links, connection);
             return;
         }
-        if (!link->down_told) {
-            uint64_t number = link->number;
-            link->down_told = true;
-            links->ops->down(links->ctx, number, note->code, note->text);
-            links_disconnect(links, number); /* if the machine has not done so */
-        }
+        if (connection->index == 0)
+            tell_down(links, link, note->code, note->text);
+        else
+            lane_down(link, note->code, note->text);
         return;
     }
 }

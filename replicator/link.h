@@ -36,6 +36,9 @@ void links_close(struct links *links);
 /* After links_close(), and when no other thread can call links_kick() any more. Takes NULL. */
 void links_free(struct links *links);
 
+/* Primary: the data lanes of links that are opened from now on keep to this, which outlives them all. */
+void links_set_pacer(struct links *links, struct pacer *pacer);
+
 /* Primary: open the control lane of a new link. `hello` is sent first on it when links_send_hello() says so,
  * and on every data lane. */
 int links_connect(struct links *links, uint64_t link, const char *address, uint32_t timeout_ms);
@@ -60,8 +63,9 @@ void links_kick(struct links *links);
  * takeover does not wait for farewells to a dead host. down() does not follow. */
 void links_disconnect(struct links *links, uint64_t link);
 
-/* Close connections that never said HELLO. Call now and then. */
+/* Close connections that never said HELLO; tell of links whose end was waited for. Call when links_due(). */
 void links_sweep(struct links *links, uint64_t now_ns);
+uint64_t links_due(const struct links *links);
 
 struct links_stats {
     uint64_t wire_bytes; /* sent and received, all links so far */

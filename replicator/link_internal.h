@@ -32,6 +32,9 @@ struct link {
     uint32_t timeout_ms;
     unsigned lanes, lanes_up;
     bool down_told;
+    uint64_t down_at_ns; /* a data lane ended: when to tell, unless the control lane says more; 0: none did */
+    int down_code;
+    char down_text[ERROR_TEXT_MAX];
     atomic_uint_fast64_t heard_ns; /* latest frame on any of its lanes */
     struct outbox outbox;
     struct connection *lane[WIRE_LANES_MAX + 1];
@@ -43,8 +46,10 @@ struct links {
     struct mailbox *notes;
     struct tls_context *tls;
     enum wire_side side;
+    struct pacer *pacer; /* of the primary's data lanes; NULL: none */
     uint64_t detect_ns;
     uint64_t next_id, next_number; /* numbers of the standby's links */
+    uint64_t swept_ns;
     pthread_mutex_t mutex;
     struct connection *connections[CONNECTIONS_MAX];
     struct link *table[4]; /* current, candidates, one that is about to go */

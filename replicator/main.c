@@ -15,8 +15,13 @@ static const struct {
 } commands[] = {
     {"protect", command_protect, "keep a standby of the QEMU that runs on this host"},
     {"standby", command_standby, "be the standby: receive checkpoints, take over"},
+    {"run", command_run, "protect or standby, whichever fits what runs on this host"},
     {"status", command_status, "what the daemon of this host says of the machine"},
+    {"events", command_events, "what happened to the machine, and what happens to it"},
     {"takeover", command_takeover, "run the machine here, from its last committed checkpoint"},
+    {"migrate", command_migrate, "move the guest to the standby, on purpose"},
+    {"switchback", command_switchback, "move the guest back to its home host, on purpose"},
+    {"reprotect", command_reprotect, "change this host's role now, where the guest has changed hosts"},
     {"continue", command_continue, "let a guest that is held run on, unprotected"},
     {"stop", command_stop, "end the daemon of this host in order"},
     {"verify", command_verify, "compare the memory of both sides at checkpoints"},

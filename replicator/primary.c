@@ -36,11 +36,16 @@ int primary_new(struct primary **ret_primary, const struct role_config *config, 
         return error_errno(-ENOMEM, "primary role");
     role_core_init(&primary->core, config, PRIMARY_DISCONNECTED, generation, now_ns);
     memcpy(primary->history, history, sizeof primary->history);
-    primary->step_by_ns = NEVER;
+    primary->step_by_ns = primary->pass_at_ns = primary->switchover.by_ns = NEVER;
     primary->retry_at_ns = now_ns;
+    primary->unprotected_ns = now_ns;
     /* Who ran here before us may have been protected, and the standby may have taken over since. Nothing says
      * so until either the standby or the arbiter is reached. */
     primary->decide_at_ns = config->arbiter ? now_ns + FIRST_CONTACT_DETECTS * config->detect_ns : NEVER;
+    /* With nobody but a person to decide about a takeover, the guest's output is not held for ever for want
+     * of contact. */
+    if (!config->arbiter && config->takeover == ROLE_TAKEOVER_MANUAL)
+        primary->pass_at_ns = now_ns + FIRST_CONTACT_DETECTS * config->detect_ns;
     role_reason(&primary->core, "no standby yet");
     *ret_primary = primary;
     return 0;
@@ -49,6 +54,27 @@ int primary_new(struct primary **ret_primary, const struct role_config *config, 
 void primary_free(struct primary *primary)
 {
     free(primary);
+}
+
+void primary_set_right(struct primary *primary, enum role_right right)
+{
+    primary->right = right;
+    if (right == ROLE_RIGHT_STORED)
+        return;
+    primary->stored = true; /* taken: it is on disk already; doubtful: not before it is known */
+    if (right == ROLE_RIGHT_DOUBTFUL)
+        return;
+    primary->settled = true;
+    primary->decide_at_ns = primary->pass_at_ns = NEVER;
+}
+
+/* Nobody else runs the guest: what was in doubt is our right. */
+static void confirm_right(struct primary *primary)
+{
+    if (primary->right != ROLE_RIGHT_DOUBTFUL)
+        return;
+    primary->right = ROLE_RIGHT_STORED;
+    role_store(&primary->core, true);
 }
 
 static uint64_t greeting_by(const struct role_core *core)
@@ -100,9 +126,13 @@ static void on_welcome(struct primary *primary, const struct role_event *event)
     /* A standby that greets us runs no guest: nobody went on elsewhere. And without a checkpoint it cannot.
      */
     primary->settled = true;
+    confirm_right(primary);
     primary->decide_at_ns = NEVER;
     primary->decide_pause_ns = 0;
+    primary->pass_at_ns = NEVER;
     primary->exposed = welcome->has_commit;
+    switch_returned(primary);
+    primary_pass_if_alone(primary);
 
     primary->full = !welcome->has_commit ||
                     memcmp(welcome->history, primary->history, sizeof primary->history) != 0 ||
@@ -132,18 +162,37 @@ static void on_refuse(struct primary *primary, const struct role_event *event)
     /* The standby that runs the guest wins a tie: it was told to by an operator who overruled the arbiter. */
     if (event->refusal == WIRE_REFUSE_GENERATION && event->generation >= primary->core.generation)
         primary_yield(primary, event->generation, "the standby");
-    else
+    else {
+        /* A standby that refuses the very session it was told to run the guest in does not run it, unless it
+         * has taken the right already. */
+        if (primary->core.state == PRIMARY_SWITCHING && event->generation <= primary->core.generation)
+            primary->switchover.handed = false;
         primary_lose(primary, LOG_LEVEL_WARNING, "the standby refuses (%s): %s",
                      wire_refusal_name(event->refusal), event->text ? event->text : "no reason given");
+    }
 }
 
 static void end(struct primary *primary, uint32_t goodbye, int code)
 {
     struct role_core *core = &primary->core;
+    /* From WELCOME on: before, the standby may be one that runs the guest. */
+    bool told = core->state >= PRIMARY_DESCRIBING && core->state <= PRIMARY_SWITCHING;
     if (role_flow(core->state)->frames)
         role_send(core, WIRE_GOODBYE)->reason = goodbye;
+    if (goodbye == WIRE_GOODBYE_STOP)
+        switch_lost(primary, core->reason);
+    else
+        switch_over(primary, core->reason);
     primary_drop_session(primary);
     primary->decide_at_ns = NEVER;
+    /* The operator wants the guest to run on, so its output goes out, unless the standby, which was not told,
+     * may resume it all the same. What a guest said last before it ended is not let out: nobody may ever have
+     * heard of its end. */
+    bool resumes = !told && (primary->exposed || !primary->settled) &&
+                   (core->config.arbiter || core->config.takeover == ROLE_TAKEOVER_AUTO);
+    if (goodbye == WIRE_GOODBYE_STOP && core->state != PRIMARY_YIELDED && core->state != PRIMARY_MOVED &&
+        !resumes)
+        role_act(core, ACTION_PASS);
     if (goodbye != WIRE_GOODBYE_STOP)
         role_store(core, false);
     role_enter(core, PRIMARY_ENDED);
@@ -178,7 +227,7 @@ static void on_guest(struct primary *primary, const struct role_event *event)
 static void handle(struct primary *primary, const struct role_event *event)
 {
     struct role_core *core = &primary->core;
-    if (epoch_event(primary, event))
+    if (epoch_event(primary, event) || switch_event(primary, event))
         return;
     switch (event->type) {
     case EVENT_CONTROL_UP:
@@ -213,10 +262,23 @@ static void handle(struct primary *primary, const struct role_event *event)
     case EVENT_ARBITER:
         primary_on_arbiter(primary, event);
         return;
+    case EVENT_OUTPUT:
+        epoch_output(primary, event->urgent);
+        return;
     case EVENT_CONTINUE:
         primary_on_continue(primary, event);
         return;
+    case EVENT_HELLO:
+        primary_on_hello(primary, event);
+        return;
+    case EVENT_REPROTECT:
+        primary_on_reprotect(primary);
+        return;
     case EVENT_STOP:
+        if (primary->switchover.handed && core->state == PRIMARY_SWITCHING) {
+            primary->switchover.stop_wanted = true; /* who runs the guest is about to be known */
+            return;
+        }
         role_reason(core, "the operator stopped the engine");
         end(primary, WIRE_GOODBYE_STOP, 0);
         return;
@@ -235,7 +297,9 @@ static const char *owed(const struct primary *primary)
     case PRIMARY_DESCRIBING:
         return primary->accepted ? "no data lanes" : "no ACCEPT";
     default:
-        return primary->loop.phase == PHASE_ACK ? "no ACK" : "no ROUND_DONE";
+        return primary->loop.phase == PHASE_SWITCH ? (primary->switchover.handed ? "no STARTED" : "no LOADED")
+               : primary->loop.phase == PHASE_ACK  ? "no ACK"
+                                                   : "no ROUND_DONE";
     }
 }
 
@@ -245,12 +309,15 @@ static void timers(struct primary *primary)
     uint64_t now_ns = core->now_ns;
     /* Until WELCOME the standby owes no heartbeats; step_by_ns bounds that. */
     bool watched = core->state == PRIMARY_DESCRIBING || core->state == PRIMARY_COPYING ||
-                   core->state == PRIMARY_PROTECTED;
+                   core->state == PRIMARY_PROTECTED ||
+                   (core->state == PRIMARY_SWITCHING && !primary->switchover.handed);
     if (watched && now_ns >= role_silent_at(core))
         primary_lose(primary, LOG_LEVEL_WARNING, "the standby was silent for %llu ms",
                      (unsigned long long)((now_ns - core->heard_ns) / NS_PER_MS));
     if (now_ns >= primary->step_by_ns)
         primary_lose(primary, LOG_LEVEL_WARNING, "%s from the standby in time", owed(primary));
+    if (now_ns >= primary->pass_at_ns)
+        primary_pass_overdue(primary);
     if (now_ns >= primary->decide_at_ns) {
         if (core->session) { /* an attempt to connect that came to nothing yet */
             primary_drop_session(primary);
@@ -268,6 +335,7 @@ static void timers(struct primary *primary)
     if (now_ns >= primary->retry_at_ns)
         connect_standby(primary);
     epoch_timers(primary);
+    switch_timers(primary);
     role_heartbeat_run(core, primary->loop.acked_epoch);
 }
 
@@ -275,8 +343,11 @@ static void timers(struct primary *primary)
 static bool permitted(struct primary *primary, const struct role_event *event)
 {
     struct role_core *core = &primary->core;
-    if (role_event_of_session(event->type) && (!core->session || event->session != core->session))
+    if (role_event_of_session(event->type) && (!core->session || event->session != core->session)) {
+        if (event->type == EVENT_ROUND && event->final && event->code == 0)
+            switch_late_capture(primary);
         return false;
+    }
     if (!role_event_is_frame(event->type))
         return true;
     role_heard(core);
@@ -307,42 +378,52 @@ static void give_up_after_sleep(struct primary *primary, const struct role_event
                      (unsigned long long)(core->gap_ns / NS_PER_MS));
 }
 
+bool primary_guest_gone(const struct primary *primary)
+{
+    return primary->core.state == PRIMARY_YIELDED || primary->core.state == PRIMARY_MOVED;
+}
+
 void primary_step(struct primary *primary, const struct role_event *event, struct role_actions *ret_actions)
 {
     struct role_core *core = &primary->core;
     role_step_begin(core, event, ret_actions);
     if (core->state == PRIMARY_ENDED)
         return;
-    if (core->state == PRIMARY_YIELDED && event->type != EVENT_STOP && event->type != EVENT_GUEST)
+    if (primary_guest_gone(primary) && event->type != EVENT_STOP && event->type != EVENT_GUEST &&
+        event->type != EVENT_HELLO && event->type != EVENT_REPROTECT)
         return;
     if (!primary->stored)
         role_store(core, true);
     primary->stored = true;
+    if (!primary->started)
+        primary_pass_if_alone(primary);
+    primary->started = true;
     give_up_after_sleep(primary, event);
     if (permitted(primary, event))
         handle(primary, event);
-    if (core->state != PRIMARY_ENDED && core->state != PRIMARY_YIELDED)
+    if (core->state != PRIMARY_ENDED && !primary_guest_gone(primary))
         timers(primary);
 }
 
 uint64_t primary_deadline(const struct primary *primary)
 {
     const struct role_core *core = &primary->core;
-    if (core->state == PRIMARY_ENDED || core->state == PRIMARY_YIELDED)
+    if (core->state == PRIMARY_ENDED || primary_guest_gone(primary))
         return NEVER;
-    if (!primary->stored)
+    if (!primary->started)
         return core->now_ns;
     uint64_t at_ns = earlier(primary->step_by_ns, earlier(primary->retry_at_ns, primary->decide_at_ns));
+    at_ns = earlier(at_ns, primary->pass_at_ns);
     if (primary_overdue_hold(primary) != NEVER) /* and often enough that a gap in our own running is seen */
         at_ns = earlier(at_ns,
                         earlier(primary_overdue_hold(primary), core->now_ns + role_watch_ns(&core->config)));
     if (core->session)
         at_ns = earlier(at_ns, core->heartbeat_at_ns);
-    if (core->state >= PRIMARY_DESCRIBING && core->state <= PRIMARY_PROTECTED)
+    if (core->state >= PRIMARY_DESCRIBING && core->state <= PRIMARY_SWITCHING && !primary->switchover.handed)
         at_ns = earlier(at_ns, role_silent_at(core));
     if (primary->loop.phase == PHASE_REST)
         at_ns = earlier(at_ns, primary->loop.next_at_ns);
-    return at_ns;
+    return earlier(at_ns, switch_deadline(primary));
 }
 
 void primary_get_status(const struct primary *primary, struct role_status *ret_status)
@@ -361,9 +442,17 @@ void primary_get_status(const struct primary *primary, struct role_status *ret_s
         .committed_at_ns = loop->acked_at_ns,
         .interval_ns = epoch_interval(primary),
         .optional = core->session ? core->optional : 0,
-        .guest_here = core->state != PRIMARY_YIELDED,
+        .guest_here = !primary_guest_gone(primary),
         .protected_now = core->state == PRIMARY_PROTECTED,
+        .unprotected_ns = primary->unprotected_ns,
+        .migration = primary->switchover.state,
+        .migration_since_ns = primary->switchover.since_ns,
+        .migration_until_ns = primary->switchover.until_ns,
+        .downtime_ns = primary->switchover.downtime_ns,
+        .max_downtime_ns = primary->switchover.max_downtime_ns,
+        .throttle = primary->switchover.state == MIGRATION_COPYING && primary->switchover.throttling,
     };
+    memcpy(ret_status->migration_text, primary->switchover.text, sizeof ret_status->migration_text);
     memcpy(ret_status->history, primary->history, sizeof ret_status->history);
     memcpy(ret_status->reason, core->reason, sizeof ret_status->reason);
     memcpy(ret_status->peer, core->peer, sizeof ret_status->peer);

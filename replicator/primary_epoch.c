@@ -20,7 +20,8 @@
  *
  * The next epoch's first round starts one effective interval after the capture stopped the guest, or at the
  * ACK if that is later: a slow standby slows the epochs. The interval stretches so that all stops of an epoch
- * take at most pause_share percent of it.
+ * take at most pause_share percent of it. With `eager`, or when no more output can be held, an epoch that
+ * output waits for is not drawn out to the interval: only pause_share bounds how soon it ends.
  */
 
 #define DEGRADED_AFTER 3 /* failed captures in a row */
@@ -32,15 +33,55 @@ uint64_t epoch_interval(const struct primary *primary)
     return later(config->interval_ns, primary->loop.pause_mean_ns * 100 / config->pause_share);
 }
 
+/* How soon after the latest capture the next may stop the guest. */
+static uint64_t earliest_ns(const struct primary *primary)
+{
+    return primary->loop.captured_at_ns +
+           primary->loop.pause_mean_ns * 100 / primary->core.config.pause_share;
+}
+
+/* When the next epoch's first round is due: after the interval, or sooner when output waits for it. */
+static void rest(struct primary *primary)
+{
+    struct epoch_loop *loop = &primary->loop;
+    bool soon = loop->output_urgent || (loop->output_waits && primary->core.config.eager) ||
+                primary->switchover.state == MIGRATION_COPYING;
+    loop->phase = PHASE_REST;
+    loop->next_at_ns = soon ? earliest_ns(primary) : loop->captured_at_ns + epoch_interval(primary);
+}
+
+void epoch_output(struct primary *primary, bool urgent)
+{
+    struct epoch_loop *loop = &primary->loop;
+    loop->output_waits = true;
+    loop->output_urgent |= urgent;
+    /* A pause after failures is not shortened: what failed just now would fail again. */
+    if (loop->phase == PHASE_REST && !loop->failures)
+        rest(primary);
+}
+
+void epoch_hurry(struct primary *primary)
+{
+    if (primary->loop.phase == PHASE_REST && !primary->loop.failures)
+        rest(primary);
+}
+
+/*
+ * Output that comes from here on until the capture's own mark is covered by this epoch, and only what comes
+ * after the mark is reported again; so the flags are cleared before the capture and not behind it.
+ */
 static void start_round(struct primary *primary)
 {
     struct epoch_loop *loop = &primary->loop;
     loop->phase = PHASE_ROUND;
-    loop->made = loop->sent = loop->captured = false;
+    loop->output_waits = loop->output_urgent = false;
+    primary->passing = false; /* if this round is the capture, output is held from its mark on */
+    loop->made = loop->sent = loop->captured = loop->final = false;
     struct role_action *action = role_act(&primary->core, ACTION_ROUND);
     action->epoch = loop->epoch;
     action->round = loop->round;
     action->capture = loop->live >= primary->core.config.rounds_max;
+    switch_ask(primary, action);
 }
 
 static void start_epoch(struct primary *primary)
@@ -124,6 +165,8 @@ static void round_finished(struct primary *primary)
                                              .state_bytes = loop->state_bytes,
                                              .state_sum = loop->state_sum};
     loop->phase = PHASE_ACK;
+    if (loop->final)
+        primary->step_by_ns = switch_step_by(primary);
     loop->unsure_epoch = loop->epoch;
     primary->exposed = true;
 }
@@ -154,6 +197,9 @@ static void on_round(struct primary *primary, const struct role_event *event)
             role_reason(&primary->core, "%s", "");
         loop->failures = 0;
         loop->degraded = false;
+        loop->final = event->final;
+        if (event->final)
+            switch_captured(primary);
     }
     if (loop->sent)
         round_finished(primary);
@@ -212,9 +258,12 @@ static void on_ack(struct primary *primary, const struct role_event *event)
         role_report(core, LOG_LEVEL_NOTICE, "protected: %s holds epoch %llu",
                     core->peer[0] ? core->peer : "the standby", (unsigned long long)event->epoch);
         primary->retry_pause_ns = 0;
+        primary->unprotected_ns = 0;
     }
-    loop->phase = PHASE_REST;
-    loop->next_at_ns = loop->captured_at_ns + epoch_interval(primary);
+    if (loop->final)
+        switch_acknowledged(primary);
+    else
+        rest(primary);
 }
 
 bool epoch_resume(struct primary *primary, uint64_t epoch)

@@ -13,6 +13,7 @@
  *     nothing to lose (not exposed)   the guest runs on
  *     stall                           the guest is held at once
  *     continue, no arbiter            the guest runs on
+ *     (and its output, which was held, goes out when the silence is as long as `detect`)
  *     continue, arbiter               asked when the silence is as long as `detect`, as the standby does too:
  *                                     a connection that broke is not yet a standby that died
  */
@@ -34,9 +35,36 @@ void primary_release(struct primary *primary)
     primary->held = false;
 }
 
+static void pass(struct primary *primary)
+{
+    if (!primary->passing)
+        role_act(&primary->core, ACTION_PASS);
+    primary->passing = true;
+    primary->pass_at_ns = NEVER;
+}
+
+/* A primary that has just started knows not yet whether there is an older checkpoint of the guest; until it
+ * does, nothing is let out (but see primary_new(), for whom a person decides about takeovers). */
+void primary_pass_if_alone(struct primary *primary)
+{
+    if (!primary->exposed && primary->settled)
+        pass(primary);
+}
+
+void primary_pass_overdue(struct primary *primary)
+{
+    primary->exposed = false;
+    primary->settled = true;
+    role_reason(&primary->core, "%s; the guest runs on alone", primary->core.reason);
+    role_report(&primary->core, LOG_LEVEL_WARNING, "not protected: output is not held any more");
+    pass(primary);
+}
+
 void primary_drop_session(struct primary *primary)
 {
     struct role_core *core = &primary->core;
+    if (core->state == PRIMARY_PROTECTED || core->state == PRIMARY_SWITCHING)
+        primary->unprotected_ns = core->now_ns;
     if (core->session)
         role_act(core, ACTION_DISCONNECT);
     core->session = 0;
@@ -61,7 +89,9 @@ void primary_lose(struct primary *primary, enum log_level level, const char *for
     vsnprintf(why, sizeof why, format, arguments);
     va_end(arguments);
 
-    bool was_up = core->state == PRIMARY_COPYING || core->state == PRIMARY_PROTECTED;
+    bool was_up = core->state == PRIMARY_COPYING || core->state == PRIMARY_PROTECTED ||
+                  core->state == PRIMARY_SWITCHING;
+    switch_lost(primary, why);
     primary_drop_session(primary);
     uint64_t pause_ns = role_backoff(&core->config, &primary->retry_pause_ns);
     /* A standby that slept takes over unless we are back soon after it wakes. */
@@ -76,6 +106,10 @@ void primary_lose(struct primary *primary, enum log_level level, const char *for
     if (primary->exposed && core->config.loss == ROLE_LOSS_STALL)
         primary_hold(primary);
     role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
+    primary_pass_if_alone(primary);
+    if (primary->exposed && core->config.loss == ROLE_LOSS_CONTINUE && !core->config.arbiter &&
+        primary->pass_at_ns == NEVER && !primary->switchover.handed)
+        primary->pass_at_ns = later(core->now_ns, role_silent_at(core));
     role_reason(core, "%s%s", why, primary->held ? "; the guest is held" : "");
     if (news)
         role_report(core, level, "%s: %s", was_up ? "not protected" : "no session", core->reason);
@@ -85,11 +119,13 @@ void primary_restart(struct primary *primary, uint64_t pause_ns, const char *why
 {
     struct role_core *core = &primary->core;
     role_send_refuse(core, core->session, WIRE_REFUSE_INTERNAL, why);
+    switch_lost(primary, why);
     primary_drop_session(primary);
     primary->retry_at_ns = core->now_ns + earlier(pause_ns, core->config.detect_ns / 4);
     if (wants_arbiter(primary))
         primary->decide_at_ns = role_silent_at(core);
     role_enter(core, PRIMARY_DISCONNECTED);
+    primary_pass_if_alone(primary);
     role_reason(core, "%s", why);
 }
 
@@ -107,7 +143,12 @@ void primary_violation(struct primary *primary, const char *format, ...)
 void primary_yield(struct primary *primary, uint64_t generation, const char *who)
 {
     struct role_core *core = &primary->core;
+    if (primary->switchover.handed) {
+        switch_moved(primary, generation);
+        return;
+    }
     role_act(core, ACTION_YIELD);
+    switch_over(primary, "the guest was taken over");
     primary_drop_session(primary);
     primary->decide_at_ns = NEVER;
     uint64_t own = core->generation;
@@ -133,10 +174,12 @@ void primary_arbitrate(struct primary *primary)
 static void go_alone(struct primary *primary)
 {
     struct role_core *core = &primary->core;
+    switch_returned(primary);
     primary->exposed = false;
     primary->settled = true;
     primary->decide_at_ns = NEVER;
     primary->decide_pause_ns = 0;
+    pass(primary);
     primary_release(primary);
     role_enter(core, PRIMARY_DISCONNECTED);
     primary->retry_at_ns = core->now_ns;
@@ -152,6 +195,7 @@ void primary_on_arbiter(struct primary *primary, const struct role_event *event)
     switch (event->arbiter) {
     case ARBITER_WON:
         core->generation++;
+        primary->right = ROLE_RIGHT_STORED;
         role_store(core, true);
         go_alone(primary);
         return;
@@ -159,6 +203,7 @@ void primary_on_arbiter(struct primary *primary, const struct role_event *event)
         primary_yield(primary, event->generation, "the arbiter");
         return;
     case ARBITER_UNREACHABLE:
+    case ARBITER_UNFENCED: /* a primary fences nobody */
         break;
     }
     /* Without exposure nobody has anything to resume by our generation: no reason to stop the guest. */
@@ -169,7 +214,7 @@ void primary_on_arbiter(struct primary *primary, const struct role_event *event)
     role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
     primary->retry_at_ns = core->now_ns;
     bool news = strncmp(core->reason, "the arbiter", 11) != 0;
-    role_reason(core, "the arbiter cannot be reached%s%s%s", event->text ? ": " : "",
+    role_reason(core, "the arbiter cannot be reached%s%.140s%s", event->text ? ": " : "",
                 event->text ? event->text : "", primary->held ? "; the guest is held" : "");
     if (news)
         role_report(core, LOG_LEVEL_ERROR, "not protected: %s", core->reason);
@@ -178,14 +223,17 @@ void primary_on_arbiter(struct primary *primary, const struct role_event *event)
 void primary_on_continue(struct primary *primary, const struct role_event *event)
 {
     struct role_core *core = &primary->core;
-    if (!primary->held || core->state == PRIMARY_ARBITRATING) {
+    bool output_held = !primary->passing && core->state < PRIMARY_DESCRIBING;
+    if ((!primary->held && !output_held) || core->state == PRIMARY_ARBITRATING) {
         role_report(core, LOG_LEVEL_NOTICE, "the operator says continue; %s",
-                    primary->held ? "the arbiter is being asked" : "the guest is not held");
+                    core->state == PRIMARY_ARBITRATING ? "the arbiter is being asked"
+                                                       : "neither the guest nor its output is held");
         return;
     }
     if (core->config.arbiter && !event->force) {
         primary_drop_session(primary);
-        role_enter(core, PRIMARY_STALLED);
+        if (core->state != PRIMARY_DISCONNECTED)
+            role_enter(core, primary->held ? PRIMARY_STALLED : PRIMARY_DISCONNECTED);
         primary_arbitrate(primary);
         return;
     }

@@ -24,14 +24,12 @@
  * being captured and while lanes are busy.
  */
 
-static const struct hub_ops hub_ops;
-
 /* Guest's thread. Whatever the guest's driver says reaches the machine as an event of its own. */
 static void on_guest_event(void *daemon, enum vmm_event event)
 {
     struct protect *protect = daemon;
     struct role_event happened = {.type = EVENT_GUEST, .guest = event};
-    hub_event_later(&protect->hub, &hub_ops, &happened);
+    hub_event_later(&protect->hub, &protect_ops, &happened);
 }
 
 /* --- lanes' threads --- */
@@ -50,7 +48,7 @@ static void on_round_sent(void *ctx, uint64_t epoch, uint32_t round, const struc
                                .epoch = epoch,
                                .round = round,
                                .totals = *totals};
-    hub_event_later(&protect->hub, &hub_ops, &event);
+    hub_event_later(&protect->hub, &protect_ops, &event);
 }
 
 static void on_ready(void *ctx)
@@ -78,58 +76,18 @@ static void on_down(void *ctx, uint64_t link, int code, const char *reason)
     protect_step(ctx, &event);
 }
 
-static int event_of_frame(struct protect *protect, const struct wire_frame *frame, struct role_event *event,
-                          struct message_welcome *welcome, struct message_refuse *refuse)
-{
-    uint64_t ignored;
-    switch (frame->type) {
-    case WIRE_WELCOME:
-        event->type = EVENT_WELCOME;
-        event->welcome = welcome;
-        return message_welcome_parse(frame, welcome);
-    case WIRE_REFUSE: {
-        int r = message_refuse_parse(frame, refuse);
-        event->type = EVENT_REFUSE;
-        event->refusal = refuse->code;
-        event->text = refuse->text;
-        return r;
-    }
-    case WIRE_ACCEPT:
-        event->type = EVENT_ACCEPT;
-        return 0;
-    case WIRE_HEARTBEAT:
-        event->type = EVENT_HEARTBEAT;
-        return message_heartbeat_parse(frame, &ignored, &event->epoch);
-    case WIRE_ROUND_DONE:
-        event->type = EVENT_ROUND_DONE;
-        return message_round_done_parse(frame, &event->round);
-    case WIRE_ACK:
-        event->type = EVENT_ACK;
-        return fault_point(FAULT_ACK_RECEIVED);
-    case WIRE_GOODBYE:
-        event->type = EVENT_GOODBYE;
-        return message_goodbye_parse(frame, &event->reason);
-    case WIRE_VERIFIED:
-        event->type = EVENT_HEARTBEAT; /* a sign of life; the answer itself is not the machine's business */
-        event->epoch = 0;
-        protect_verify_answer(protect, frame);
-        return 0;
-    default:
-        return error_set(-EPROTO, "%s: not expected by a primary", wire_type_name(frame->type));
-    }
-}
-
 static void on_frame(void *ctx, uint64_t link, const struct wire_frame *frame)
 {
     struct protect *protect = ctx;
     struct message_welcome welcome;
     struct message_refuse refuse;
     struct role_event event = {.session = link, .generation = frame->generation, .epoch = frame->epoch};
-    if (event_of_frame(protect, frame, &event, &welcome, &refuse) < 0) {
+    if (protect_event_of_frame(protect, frame, &event, &welcome, &refuse) < 0) {
         on_down(ctx, link, -EPROTO, error_text());
         links_disconnect(protect->hub.links, link);
         return;
     }
+    protect_migrate_heard(protect, event.type);
     protect_step(protect, &event);
 }
 
@@ -150,6 +108,7 @@ static int send_hello(struct protect *protect, const struct role_action *action,
                                   .lanes = (uint16_t)config->lanes,
                                   .detect_ms = (uint32_t)(config->role.detect_ns / NS_PER_MS),
                                   .optional = config->role.optional,
+                                  .required = protect->description.disk_count ? WIRE_FEATURE_DISK : 0,
                                   .acked_epoch = status->committed_epoch};
     memcpy(hello.vm_uuid, config->uuid, sizeof hello.vm_uuid);
     memcpy(hello.history, protect->history, sizeof hello.history);
@@ -220,6 +179,11 @@ static int send_frame(struct protect *protect, const struct role_action *action)
         message_refuse_build(action->refusal, action->text, &body.refuse);
         length = sizeof body.refuse;
         break;
+    case WIRE_SWITCH:
+        break;
+    case WIRE_HANDOVER:
+        r = fault_point(FAULT_HANDOVER_SEND);
+        break;
     default:
         assert(!"a primary does not send this");
     }
@@ -228,6 +192,9 @@ static int send_frame(struct protect *protect, const struct role_action *action)
                        &body, length);
     if (r == 0 && action->send == WIRE_COMMIT)
         r = fault_point(FAULT_COMMIT_SENT);
+    if (r == 0 && action->send == WIRE_HANDOVER)
+        r = fault_point(FAULT_HANDOVER_SENT);
+    protect_migrate_sent(protect, action->send);
     return r;
 }
 
@@ -238,11 +205,14 @@ static void begin(struct protect *protect, const struct role_action *action)
     primary_get_status(protect->machine, &status);
     checkpoint_get_stats(protect->checkpoint, &stats);
     checkpoint_set_lz4(protect->checkpoint, status.optional & WIRE_FEATURE_LZ4);
+    checkpoint_set_state_lz4(protect->checkpoint, status.optional & WIRE_FEATURE_STATE_LZ4);
+    checkpoint_set_delta(protect->checkpoint, status.optional & WIRE_FEATURE_DELTA);
     protect->sessions++;
     atomic_store(&protect->live_session, action->session);
     protect->copying = true;
     protect->copy_began_ns = clock_now_ns();
     protect->copy_bytes_before = stats.bytes_guest;
+    protect->copy_payload_before = stats.bytes_payload + stats.disk_bytes_payload;
     protect->copy_rounds = 0;
     protect_begin(protect, action);
 }
@@ -251,6 +221,8 @@ static void committed(struct protect *protect, const struct role_action *action)
 {
     struct role_status status;
     primary_get_status(protect->machine, &status);
+    /* First of all: somebody waits for it. */
+    protect_gate_release(protect, action->epoch);
     protect->checkpoints++;
     protect->probe_acknowledged = protect->probe_captured;
     if (protect->copying) {
@@ -281,7 +253,7 @@ static void link_failed(struct protect *protect, const struct role_action *actio
 {
     struct role_event event = {
         .type = EVENT_LINK_DOWN, .session = action->session, .code = code, .text = error_text()};
-    hub_event_later(&protect->hub, &hub_ops, &event);
+    hub_event_later(&protect->hub, &protect_ops, &event);
 }
 
 static void perform(struct protect *protect, const struct role_action *action)
@@ -314,13 +286,24 @@ static void perform(struct protect *protect, const struct role_action *action)
         committed(protect, action);
         break;
     case ACTION_ADOPT:
+        protect_gate_release(protect, action->epoch);
         protect_guest_do(protect, PROTECT_COMMITTED);
         protect->probe_acknowledged = protect->probe_captured;
+        break;
+    case ACTION_KEEP:
+        protect_keep(protect, action);
+        break;
+    case ACTION_TURN_AWAY:
+        protect_turn_away(protect, action);
         break;
     case ACTION_HOLD:
         protect_guest_do(protect, PROTECT_HOLD);
         break;
+    case ACTION_PASS:
+        protect_guest_do(protect, PROTECT_PASS);
+        break;
     case ACTION_YIELD:
+        protect_gate_shut(protect);
         protect_guest_do(protect, PROTECT_HALT);
         break;
     case ACTION_RELEASE:
@@ -336,60 +319,46 @@ static void perform(struct protect *protect, const struct role_action *action)
 void protect_step(void *daemon, struct role_event *event)
 {
     struct protect *protect = daemon;
+    struct role_status before, after;
     struct role_actions actions;
     event->now_ns = clock_now_ns();
+    if (event->now_ns >= protect_slow_deadline(protect))
+        protect_slow_tick(protect, event->now_ns);
     if (event->now_ns >= protect_verify_deadline(protect))
         protect_verify_broken(protect, "the standby gave no answer");
+    primary_get_status(protect->machine, &before);
     primary_step(protect->machine, event, &actions);
+    primary_get_status(protect->machine, &after);
     for (unsigned i = 0; i < actions.count && !protect->hub.ending; i++)
-        if (!hub_perform(&protect->hub, &hub_ops, &actions.items[i]))
+        if (!hub_perform(&protect->hub, &protect_ops, &actions.items[i]))
             perform(protect, &actions.items[i]);
+    protect_slow_stepped(protect, &before, &after);
+    events_observe(protect->hub.events,
+                   &(struct news_step){&before, &after, event, &actions, .gated = protect->gate != NULL});
+}
+
+static void get_status(void *daemon, struct role_status *ret_status)
+{
+    primary_get_status(((struct protect *)daemon)->machine, ret_status);
 }
 
 static uint64_t deadline(void *daemon)
 {
     const struct protect *protect = daemon;
-    uint64_t machine_ns = primary_deadline(protect->machine), verify_ns = protect_verify_deadline(protect);
-    return machine_ns < verify_ns ? machine_ns : verify_ns;
+    uint64_t at_ns = primary_deadline(protect->machine), verify_ns = protect_verify_deadline(protect),
+             slow_ns = protect_slow_deadline(protect);
+    at_ns = at_ns < verify_ns ? at_ns : verify_ns;
+    return at_ns < slow_ns ? at_ns : slow_ns;
 }
 
-/* --- control socket --- */
-
-static void on_request(void *ctx, uint64_t client, const char *command, json_t *request)
-{
-    struct protect *protect = ctx;
-    struct role_event event = {0};
-    if (!strcmp(command, "status")) {
-        control_reply(protect->hub.control, client, protect_status(protect));
-    } else if (!strcmp(command, "verify")) {
-        protect_verify_request(protect, client, request);
-    } else if (!strcmp(command, "stop")) {
-        event.type = EVENT_STOP;
-        control_reply(protect->hub.control, client, json_pack("{s:b}", "stopping", 1));
-        protect_step(protect, &event);
-    } else if (!strcmp(command, "continue")) {
-        struct role_status status;
-        primary_get_status(protect->machine, &status);
-        if (status.state != PRIMARY_STALLED) {
-            control_refuse(protect->hub.control, client, "the guest is not held: state is %s",
-                           role_state_name(status.state));
-            return;
-        }
-        event.type = EVENT_CONTINUE;
-        protect_step(protect, &event);
-        control_reply(protect->hub.control, client, protect_status(protect));
-    } else {
-        control_refuse(protect->hub.control, client, "command '%s' is not one of a primary's", command);
-    }
-}
-
-static const struct hub_ops hub_ops = {.links = &links_ops,
-                                       .request = on_request,
-                                       .guest_event = on_guest_event,
-                                       .step = protect_step,
-                                       .deadline = deadline,
-                                       .progress = protect_progress,
-                                       .side = WIRE_SIDE_PRIMARY};
+const struct hub_ops protect_ops = {.links = &links_ops,
+                                    .request = protect_request,
+                                    .guest_event = on_guest_event,
+                                    .step = protect_step,
+                                    .status = get_status,
+                                    .deadline = deadline,
+                                    .progress = protect_progress,
+                                    .side = WIRE_SIDE_PRIMARY};
 
 /* --- start and end --- */
 
@@ -398,6 +367,7 @@ static int make_checkpoint(struct protect *protect)
     const struct config *config = protect->hub.config;
     struct checkpoint_config wanted = {
         .staging_bytes = config->staging_bytes,
+        .delta_bytes = config->delta_bytes,
         .lanes = config->lanes,
         .compression = config->compression == CONFIG_COMPRESSION_NONE  ? CHECKPOINT_COMPRESS_NONE
                        : config->compression == CONFIG_COMPRESSION_LZ4 ? CHECKPOINT_COMPRESS_LZ4
@@ -406,6 +376,11 @@ static int make_checkpoint(struct protect *protect)
         .pause_limit_ns = config->pause_limit_ns,
         .round_sent = on_round_sent,
         .ready = on_ready,
+        .disk_log_bytes = config->disk_log_bytes,
+        .disk_lost = protect_disk_lost,
+        .disk_sums_wanted = protect_sums_wanted,
+        .mark_begin = protect_gate_mark_begin,
+        .mark_end = protect_gate_mark_end,
         .ctx = protect,
     };
     int r = checkpoint_new(&protect->checkpoint, protect->guest, &wanted);
@@ -421,21 +396,58 @@ static int open_machine(struct protect *protect)
     if (r < 0)
         return r;
     uint64_t generation = stored.generation ? stored.generation : 1;
+    /* Who has just taken the guest over knows that nobody holds a checkpoint of this generation. */
+    bool taken = protect->hub.turned && stored.active;
+    r = protect_gate_open(protect, stored.generation != 0 && !taken);
+    if (r < 0)
+        return r;
     if (getrandom(protect->history, sizeof protect->history, 0) != sizeof protect->history)
         return error_set(-EIO, "history: no random bytes");
-    return primary_new(&protect->machine, &protect->hub.config->role, protect->history, generation,
-                       clock_now_ns());
+    r = primary_new(&protect->machine, &protect->hub.config->role, protect->history, generation,
+                    clock_now_ns());
+    if (r == 0 && taken)
+        primary_set_right(protect->machine, ROLE_RIGHT_TAKEN);
+    else if (r == 0 && stored.generation && !stored.active)
+        primary_set_right(protect->machine, ROLE_RIGHT_DOUBTFUL);
+    return r;
 }
 
-int daemon_protect(struct config *config)
+static void end(struct protect *protect)
 {
-    cleanup_free struct protect *protect = calloc(1, sizeof *protect);
-    if (!protect)
-        return error_set(-ENOMEM, "primary: out of memory");
-    protect->hub.config = config;
-    int r = hub_open(&protect->hub, &hub_ops);
-    if (r == 0)
+    struct hub *hub = &protect->hub;
+    protect_door_close(protect);
+    protect_verify_broken(protect, "this host's engine changes its role");
+    if (protect->checkpoint) {
+        /* Lanes stop before what they produce from goes. */
+        checkpoint_cancel(protect->checkpoint);
+        links_close(hub->links);
+    }
+    if (hub->turn)
+        protect_migrate_keep(protect);
+    if (protect->guest && hub->worker)
+        protect_guest_do(protect, PROTECT_DETACH);
+    hub_role_close(hub);
+    protect_gate_close(protect);
+    primary_free(protect->machine);
+    pthread_mutex_destroy(&protect->gate_lock);
+    pacer_fini(&protect->pacer);
+    json_decref(protect->verify.blocks);
+    json_decref(protect->verify.block_pages);
+    free(protect->verify.slice.fingerprints);
+}
+
+int protect_serve(struct protect *protect)
+{
+    struct hub *hub = &protect->hub;
+    const struct config *config = hub->config;
+    pthread_mutex_init(&protect->gate_lock, NULL);
+    protect->door_fd = -1;
+    pacer_init(&protect->pacer, config->bandwidth);
+    int r = hub_role_open(hub, &protect_ops);
+    if (r == 0) {
+        links_set_pacer(hub->links, &protect->pacer);
         r = protect_attach(protect);
+    }
     if (r == 0)
         r = make_checkpoint(protect);
     if (r == 0)
@@ -443,22 +455,13 @@ int daemon_protect(struct config *config)
     if (r == 0) {
         log_notice("%s: attached to QEMU %d; standby is %s at %s", config->name, qemu_pid(protect->guest),
                    config->peer.name, config->peer.address);
+        hub_started(hub, &protect_ops);
         protect_guest_do(protect, PROTECT_WATCH);
         struct role_event start = {.type = EVENT_TICK};
         protect_step(protect, &start);
-        r = hub_run(&protect->hub, &hub_ops);
+        protect_door_open(protect);
+        r = hub_run(hub, &protect_ops);
     }
-    if (protect->checkpoint) {
-        /* Lanes stop before what they produce from goes. */
-        checkpoint_cancel(protect->checkpoint);
-        links_close(protect->hub.links);
-    }
-    if (protect->guest && protect->hub.worker)
-        protect_guest_do(protect, PROTECT_DETACH);
-    hub_close(&protect->hub);
-    primary_free(protect->machine);
-    json_decref(protect->verify.blocks);
-    json_decref(protect->verify.block_pages);
-    free(protect->verify.slice.fingerprints);
-    return r < 0 ? r : protect->hub.exit_code;
+    end(protect);
+    return r;
 }

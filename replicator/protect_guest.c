@@ -9,9 +9,12 @@
 #include "vmm/qemu/qemu.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define HOLD_ATTEMPTS 3 /* each waits for the guest's disks as long as the driver allows */
+
+#define REPAIR_EVERY NS_PER_S
 
 /* The primary's calls on its guest: each a job on the guest's thread, most with an answer for the role
  * machine. */
@@ -19,8 +22,10 @@
 struct guest_job {
     struct job job;
     struct role_event event; /* the reply */
-    bool full, capture;
-    uint64_t generation;
+    bool full, compare, capture, final;
+    uint64_t generation, downtime_ns, captured_ns;
+    struct migrate_costs costs;
+    uint64_t dirty_bytes;
     struct checkpoint_verify *verify;
     struct checkpoint_capture captured;
     char text[ERROR_TEXT_MAX];
@@ -44,8 +49,76 @@ static void run_begin(struct job *base, void *daemon)
         r = checkpoint_begin(protect->checkpoint);
     else if (job->full)
         checkpoint_all_pending(protect->checkpoint);
+    if (r == 0 && job->full && job->compare)
+        checkpoint_compare_disks(protect->checkpoint);
     if (r == 0)
         protect->begun = true;
+    remember(job, r);
+}
+
+static void repair_disks(struct protect *protect)
+{
+    protect->repair_at_ns = 0;
+    if (checkpoint_repair_disks(protect->checkpoint) == 0) {
+        log_notice("disks: changes are told again; what was lost is copied anew");
+        return;
+    }
+    log_error("disks: %s; it is tried again", error_text());
+    protect->repair_at_ns = clock_now_ns() + REPAIR_EVERY;
+}
+
+static void run_repair_disks(struct job *base, void *daemon)
+{
+    (void)base;
+    repair_disks(daemon);
+}
+
+/* Is the time right for the final capture? Asks for a live round where that would bring it nearer. */
+static bool judge_switchover(struct protect *protect, struct guest_job *job,
+                             struct checkpoint_estimate *estimate)
+{
+    job->costs.pause_ns = estimate->pause_ns;
+    job->costs.fixed_pause_ns = estimate->fixed_pause_ns;
+    job->costs.send_ns = estimate->send_ns;
+    job->dirty_bytes = estimate->dirty_pages * VMM_PAGE_BYTES + estimate->disk_bytes;
+    /* What was measured may have been before the bound was set. */
+    uint64_t paced_ns = pacer_cost_ns(&protect->pacer, job->dirty_bytes);
+    if (job->costs.send_ns < paced_ns)
+        job->costs.send_ns = paced_ns;
+    if (!job->downtime_ns)
+        return false;
+    enum migrate_step step =
+        migrate_next(&job->costs, job->downtime_ns, job->final, estimate->disks_behind, !job->capture);
+    estimate->wants_round |= step == MIGRATE_ROUND;
+    return step == MIGRATE_NOW;
+}
+
+static void captured_event(struct guest_job *job)
+{
+    job->event.captured = true;
+    job->event.pause_ns = job->captured.pause_ns;
+    job->event.pages = job->captured.dirty_pages;
+    job->event.state_bytes = job->captured.state_bytes;
+    job->event.state_sum = job->captured.state_sum;
+}
+
+static void capture_final(struct protect *protect, struct guest_job *job)
+{
+    int r = checkpoint_capture_final(protect->checkpoint, job->generation, job->event.epoch, job->event.round,
+                                     &job->captured);
+    if (r == 0 && (r = fault_point(FAULT_SWITCH_CAPTURED)) < 0) {
+        remember(job, r);
+        if (protect->guest->ops->resume(protect->guest) < 0)
+            log_error("let the guest run again: %s", error_text());
+        return;
+    }
+    job->captured_ns = clock_now_ns();
+    if (r == 0) {
+        protect->held = true;
+        protect->kept = false;
+        job->event.final = true;
+        captured_event(job);
+    }
     remember(job, r);
 }
 
@@ -57,20 +130,23 @@ static void run_round(struct job *base, void *daemon)
     uint64_t session = job->event.session, epoch = job->event.epoch;
     uint32_t round = job->event.round;
     atomic_store(&protect->session, session);
-    int r = job->capture ? 0 : checkpoint_estimate(protect->checkpoint, &estimate);
+    if (protect->repair_at_ns && clock_now_ns() >= protect->repair_at_ns)
+        repair_disks(protect);
+    int r = checkpoint_estimate(protect->checkpoint, &estimate);
     /* A session that broke while this job waited must not stop the guest for nothing. */
     if (r == 0 && atomic_load(&protect->live_session) != session)
         r = error_set(-ECANCELED, "the session ended");
-    if (r == 0 && estimate.wants_round) {
+    if (r == 0 && judge_switchover(protect, job, &estimate)) {
+        capture_final(protect, job);
+        return;
+    }
+    /* However many rounds there were: no capture can be without the disks. */
+    if (r == 0 && (job->capture ? estimate.disks_behind : estimate.wants_round)) {
         r = checkpoint_round(protect->checkpoint, job->generation, epoch, round, &job->event.pages);
     } else if (r == 0) {
         r = checkpoint_capture(protect->checkpoint, job->generation, epoch, round, job->verify,
                                &job->captured);
-        job->event.captured = true;
-        job->event.pause_ns = job->captured.pause_ns;
-        job->event.pages = job->captured.dirty_pages;
-        job->event.state_bytes = job->captured.state_bytes;
-        job->event.state_sum = job->captured.state_sum;
+        captured_event(job);
     }
     remember(job, r);
 }
@@ -91,14 +167,22 @@ static void run_hold(struct job *base, void *daemon)
 {
     struct protect *protect = daemon;
     (void)base;
-    if (protect->held)
+    if (protect->kept)
         return;
-    for (unsigned i = 0; i < HOLD_ATTEMPTS && !protect->held; i++) {
+    for (unsigned i = 0; i < HOLD_ATTEMPTS && !protect->kept; i++) {
         if (protect->guest->ops->hold(protect->guest) < 0)
             log_error("hold the guest: %s", error_text());
         else
-            protect->held = true;
+            protect->held = protect->kept = true;
     }
+}
+
+static void run_keep(struct job *base, void *daemon)
+{
+    struct guest_job *job = (struct guest_job *)base;
+    struct protect *protect = daemon;
+    run_hold(base, daemon);
+    remember(job, protect->kept ? 0 : error_set(-EIO, "the guest cannot be kept stopped"));
 }
 
 static void run_release(struct job *base, void *daemon)
@@ -109,7 +193,7 @@ static void run_release(struct job *base, void *daemon)
         return;
     if (protect->guest->ops->resume(protect->guest) < 0)
         log_error("release the guest: %s", error_text());
-    protect->held = false; /* whatever it said: the driver holds it no longer */
+    protect->held = protect->kept = false; /* whatever it said: the driver holds it no longer */
 }
 
 static void run_halt(struct job *base, void *daemon)
@@ -120,11 +204,21 @@ static void run_halt(struct job *base, void *daemon)
         log_error("stop the guest, which runs elsewhere by right: %s", error_text());
 }
 
+static void run_pass(struct job *base, void *daemon)
+{
+    (void)base;
+    protect_gate_pass(daemon);
+}
+
 static void deliver_reply(struct note *note, void *daemon)
 {
     struct guest_job *job = (struct guest_job *)note;
     struct protect *protect = daemon;
     struct role_event *event = &job->event;
+    if (event->type == EVENT_ROUND)
+        protect_migrate_round(protect, &job->costs, job->dirty_bytes, job->downtime_ns);
+    if (event->type == EVENT_ROUND && event->code == 0 && event->final)
+        protect_migrate_captured(protect, &job->captured, job->captured_ns);
     if (event->type == EVENT_ROUND && event->code == 0 && event->captured) {
         const struct checkpoint_capture *captured = &job->captured;
         const uint64_t parts[5] = {captured->stop_ns, captured->scan_ns, captured->copy_ns,
@@ -133,7 +227,7 @@ static void deliver_reply(struct note *note, void *daemon)
         protect->last_dirty = captured->dirty_pages;
         protect->probe_captured = captured->probe;
         /* A pause that also fingerprints for `verify` is the operator's wish, not the engine's figure. */
-        if (!job->verify && !protect->copying) {
+        if (!job->verify && !protect->copying && !event->final) {
             histogram_add(&protect->pause_us, protect->last_pause_us);
             histogram_add(&protect->dirty, protect->last_dirty);
             for (unsigned i = 0; i < array_length(parts); i++)
@@ -179,7 +273,10 @@ static void run_detach(struct job *base, void *daemon)
 void protect_begin(struct protect *protect, const struct role_action *action)
 {
     struct guest_job *job = reply_job(EVENT_BEGUN, action, run_begin);
+    struct role_status status;
+    primary_get_status(protect->machine, &status);
     job->full = action->full;
+    job->compare = status.optional & WIRE_FEATURE_DISK_SUMS;
     worker_submit(protect->hub.worker, &job->job);
 }
 
@@ -194,19 +291,59 @@ void protect_start_round(struct protect *protect)
     primary_get_status(protect->machine, &status);
     job->generation = status.generation;
     job->capture = protect->round.capture;
-    job->verify = protect->copying ? NULL : protect_verify_slice(protect);
+    job->final = protect->round.final;
+    job->downtime_ns = protect->round.downtime_ns;
+    job->costs.commit_ns = protect->migrate.commit_ns;
+    job->costs.takeover_ns = protect->migrate.takeover_ns;
+    job->verify = protect->copying || job->downtime_ns ? NULL : protect_verify_slice(protect);
     protect->round_waits = false;
     worker_submit(protect->hub.worker, &job->job);
+}
+
+void protect_keep(struct protect *protect, const struct role_action *action)
+{
+    worker_submit(protect->hub.worker, &reply_job(EVENT_KEPT, action, run_keep)->job);
 }
 
 void protect_guest_do(struct protect *protect, enum protect_deed deed)
 {
     static void (*const runs[])(struct job *, void *) = {
-        [PROTECT_COMMITTED] = run_committed, [PROTECT_ABANDONED] = run_abandoned, [PROTECT_HOLD] = run_hold,
-        [PROTECT_RELEASE] = run_release,     [PROTECT_HALT] = run_halt,           [PROTECT_WATCH] = run_watch,
+        [PROTECT_COMMITTED] = run_committed,
+        [PROTECT_ABANDONED] = run_abandoned,
+        [PROTECT_HOLD] = run_hold,
+        [PROTECT_RELEASE] = run_release,
+        [PROTECT_HALT] = run_halt,
+        [PROTECT_PASS] = run_pass,
+        [PROTECT_REPAIR_DISKS] = run_repair_disks,
+        [PROTECT_WATCH] = run_watch,
         [PROTECT_DETACH] = run_detach,
     };
     worker_submit(protect->hub.worker, job_new(sizeof(struct job), runs[deed], NULL));
+}
+
+struct disk_note {
+    struct note note;
+    char text[ERROR_TEXT_MAX];
+};
+
+static void deliver_disk_lost(struct note *note, void *daemon)
+{
+    struct protect *protect = daemon;
+    log_warning("%s", ((struct disk_note *)note)->text);
+    protect->disks_lost++;
+    protect_guest_do(protect, PROTECT_REPAIR_DISKS);
+}
+
+void protect_disk_lost(void *daemon, uint32_t disk, const char *why)
+{
+    struct protect *protect = daemon;
+    struct disk_note *note = calloc(1, sizeof *note);
+    if (!note)
+        abort();
+    note->note.deliver = deliver_disk_lost;
+    snprintf(note->text, sizeof note->text, "disk %s: changes are not told any more: %s",
+             protect->description.disks[disk].name, why);
+    note_post(protect->hub.notes, note);
 }
 
 /* --- attaching --- */
@@ -221,7 +358,11 @@ static void run_attach(struct job *base, void *daemon)
 {
     struct attach_job *job = (struct attach_job *)base;
     struct protect *protect = daemon;
-    job->code = qemu_attach(&protect->guest, protect->hub.config->self.qmp);
+    const struct config *config = protect->hub.config;
+    const char *const *shared_disks = (const char *const *)config->shared_disks;
+    struct qemu_domain domain;
+    job->code = config_domain(config, &domain) ? qemu_attach_domain(&protect->guest, &domain, shared_disks)
+                                               : qemu_attach(&protect->guest, config->self.qmp, shared_disks);
     if (job->code < 0)
         snprintf(job->text, sizeof job->text, "%s", error_text());
 }

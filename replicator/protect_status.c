@@ -24,6 +24,62 @@ static json_t *parts(const struct protect *protect)
     return object;
 }
 
+static json_t *output(struct protect *protect)
+{
+    struct gate_stats stats;
+    gate_get_stats(protect->gate, &stats);
+    return json_pack("{s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "gate",
+                     gate_kind_name(gate_kind_of(protect->gate)), "holding", stats.holding, "held_frames",
+                     (json_int_t)stats.held_frames, "held_bytes", (json_int_t)stats.held_bytes,
+                     "held_bytes_peak", (json_int_t)stats.held_bytes_peak, "frames_out",
+                     (json_int_t)stats.frames_out, "bytes_out", (json_int_t)stats.bytes_out, "frames_in",
+                     (json_int_t)stats.frames_in, "dropped", (json_int_t)stats.dropped, "delay_ms",
+                     distribution(&stats.delay_us, stats.delay_us.max, 0.001));
+}
+
+static json_t *encoder(uint64_t pages, uint64_t bytes_saved)
+{
+    return json_pack("{s:I, s:I}", "pages", (json_int_t)pages, "bytes_saved", (json_int_t)bytes_saved);
+}
+
+/* What each way to encode a page did, against sending it as it is; those that see what the standby has,
+ * against sending it whole in the way that was best then. */
+static json_t *encoders(const struct checkpoint_stats *stats)
+{
+    return json_pack("{s:o, s:o, s:o, s:o, s:o}", "zero",
+                     encoder(stats->pages_zero, stats->pages_zero * VMM_PAGE_BYTES), "raw",
+                     encoder(stats->pages_raw, 0), "lz4",
+                     encoder(stats->pages_lz4, stats->pages_lz4 * VMM_PAGE_BYTES - stats->bytes_lz4), "delta",
+                     encoder(stats->pages_delta, stats->bytes_delta_saved), "same",
+                     encoder(stats->pages_same, stats->bytes_same_saved));
+}
+
+static json_t *delta(const struct checkpoint_stats *stats)
+{
+    return json_pack("{s:I, s:I, s:I, s:I}", "memory_bytes", (json_int_t)stats->delta_memory_bytes, "bytes",
+                     (json_int_t)stats->bytes_delta, "hits", (json_int_t)stats->delta_hits, "misses",
+                     (json_int_t)stats->delta_misses);
+}
+
+static json_t *disks(const struct protect *protect, const struct checkpoint_stats *stats)
+{
+    const struct disks_stats *d = &stats->disks;
+    return json_pack("{s:I, s:I, s:I, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I}", "count",
+                     (json_int_t)d->disks, "bytes", (json_int_t)d->bytes, "pending_bytes",
+                     (json_int_t)d->pending_bytes, "behind", d->pending_bytes > 0, "written_bytes",
+                     (json_int_t)d->logged_bytes, "copied_bytes", (json_int_t)d->copied_bytes, "known_bytes",
+                     (json_int_t)d->known_bytes, "payload_bytes", (json_int_t)stats->disk_bytes_payload,
+                     "log_bytes", (json_int_t)d->log_bytes, "log_peak_bytes", (json_int_t)d->log_peak_bytes,
+                     "stall_ms", (double)d->stall_ns / 1e6, "overflows", (json_int_t)d->overflows, "lost",
+                     (json_int_t)protect->disks_lost);
+}
+
+static json_t *device_state(const struct checkpoint_stats *stats)
+{
+    return json_pack("{s:I, s:I}", "bytes", (json_int_t)stats->state_bytes, "payload_bytes",
+                     (json_int_t)stats->state_bytes_payload);
+}
+
 json_t *protect_status(struct protect *protect)
 {
     const struct config *config = protect->hub.config;
@@ -36,6 +92,7 @@ json_t *protect_status(struct protect *protect)
     links_get_stats(protect->hub.links, &links);
 
     json_t *object = report_common(config, "primary", &status, &links, now);
+    json_object_set_new(object, "events", events_status(protect->hub.events));
     double seconds = protect->first_protected_ns ? (double)(now - protect->first_protected_ns) / 1e9 : 0;
     json_object_set_new(object, "checkpoints", json_integer((json_int_t)protect->checkpoints));
     json_object_set_new(object, "checkpoints_per_s",
@@ -50,6 +107,9 @@ json_t *protect_status(struct protect *protect)
     json_object_set_new(object, "pages",
                         json_pack("{s:I, s:I, s:I}", "zero", (json_int_t)stats.pages_zero, "raw",
                                   (json_int_t)stats.pages_raw, "lz4", (json_int_t)stats.pages_lz4));
+    json_object_set_new(object, "encoders", encoders(&stats));
+    json_object_set_new(object, "delta", delta(&stats));
+    json_object_set_new(object, "device_state", device_state(&stats));
     json_object_set_new(object, "bytes",
                         json_pack("{s:I, s:I}", "guest", (json_int_t)stats.bytes_guest, "payload",
                                   (json_int_t)stats.bytes_payload));
@@ -60,13 +120,17 @@ json_t *protect_status(struct protect *protect)
                         json_pack("{s:I, s:I}", "configured_bytes", (json_int_t)stats.staging_bytes,
                                   "used_peak_bytes", (json_int_t)stats.staging_peak_bytes));
     json_object_set_new(object, "memory_bytes", json_integer((json_int_t)stats.memory_bytes));
+    json_object_set_new(object, "output", output(protect));
+    json_object_set_new(object, "disks", disks(protect, &stats));
     json_object_set_new(object, "sessions", json_integer((json_int_t)protect->sessions));
     json_object_set_new(object, "probe",
                         json_pack("{s:I, s:I}", "captured", (json_int_t)protect->probe_captured,
                                   "acknowledged", (json_int_t)protect->probe_acknowledged));
-    json_object_set_new(object, "guest",
-                        json_pack("{s:i, s:b}", "pid", qemu_pid(protect->guest), "running",
-                                  status.state != PRIMARY_STALLED && status.state != PRIMARY_YIELDED));
+    json_object_set_new(
+        object, "guest",
+        json_pack("{s:i, s:b}", "pid", qemu_pid(protect->guest), "running",
+                  status.state != PRIMARY_STALLED && status.state != PRIMARY_SWITCHING && status.guest_here));
+    json_object_set_new(object, "migration", protect_migrate_status(protect, &status, &stats, now));
     return object;
 }
 
@@ -86,6 +150,8 @@ void protect_progress(void *daemon, char *ret_line, size_t room)
         snprintf(ret_line, room, "%s: copying %.0f of %.0f MiB, %.0f MiB/s, round %llu",
                  protect->hub.config->name, done / 1048576, (double)total / 1048576,
                  seconds > 0 ? done / 1048576 / seconds : 0, (unsigned long long)protect->copy_rounds);
+    } else if (!status.guest_here) {
+        snprintf(ret_line, room, "%s: %.180s", protect->hub.config->name, status.reason);
     } else if (status.protected_now) {
         snprintf(
             ret_line, room,

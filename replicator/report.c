@@ -35,6 +35,9 @@ json_t *report_common(const struct config *config, const char *role, const struc
     json_object_set_new(object, "state", json_string(role_state_name(status->state)));
     json_object_set_new(object, "protected", json_boolean(status->protected_now));
     json_object_set_new(object, "reason", json_string(reason));
+    json_object_set_new(object, "unprotected_s",
+                        status->unprotected_ns ? json_real((double)(now_ns - status->unprotected_ns) / 1e9)
+                                               : json_null());
     json_object_set_new(object, "since_s", json_real((double)(now_ns - status->since_ns) / 1e9));
     json_object_set_new(object, "generation", json_integer((json_int_t)status->generation));
     json_object_set_new(object, "epoch", json_integer((json_int_t)status->epoch));
@@ -44,6 +47,10 @@ json_t *report_common(const struct config *config, const char *role, const struc
                                                 : json_null());
     json_object_set_new(object, "peer",
                         json_pack("{s:s, s:s}", "name", config->peer.name, "address", config->peer.address));
+    json_object_set_new(object, "home", json_string(config->home));
+    json_object_set_new(object, "guest_here", json_boolean(status->guest_here));
+    json_object_set_new(object, "reprotect",
+                        json_string(config->role.reprotect == ROLE_REPROTECT_AUTO ? "auto" : "manual"));
     json_object_set_new(object, "interval_ms", json_real((double)status->interval_ns / 1e6));
     json_object_set_new(object, "wire_bytes", json_integer((json_int_t)links->wire_bytes));
     json_object_set_new(object, "tls", json_string(links->tls));

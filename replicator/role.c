@@ -23,26 +23,37 @@
  *                        └─lost─► YIELDED                 (from everywhere: ENDED; any newer generation:
  * YIELDED)
  *
+ *     PROTECTED ─► SWITCHING ─► MOVED, else as if the session were lost (primary_switch.c)
+ *
+ *     YIELDED, MOVED ─► ENDED, when who runs the guest calls: the engine goes on as a standby
+ * (primary_door.c)
+ *
  * Standby:
  *
  *     WAITING ─► GREETED ─► RECEIVING
- *       ▲ ▲         └───────────┤ session lost: WAITING without a checkpoint, else
+ *       ▲ ▲         └───────────┤ (RECEIVING ─► SWITCHING ─► ARBITRATING or TAKING_OVER: told to)
+ *       │ │                     │ session lost: WAITING without a checkpoint, else
  *       │ └─lost─┐              ▼
  *       │    ARBITRATING ◄──── LOST      (LOST ─► GREETED: the primary is back in time)
  *       │        └─won─► TAKING_OVER ─► ACTIVE, or FAILED
+ *
+ *     ACTIVE ─► ENDED, and the engine goes on as a primary
  */
 static const struct role_flow flows[] = {
     [PRIMARY_DISCONNECTED] = {"disconnected", 0,
                               STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_CONNECTING) |
-                                  STATE_BIT(PRIMARY_ARBITRATING) | STATE_BIT(PRIMARY_ENDED)},
+                                  STATE_BIT(PRIMARY_ARBITRATING) | STATE_BIT(PRIMARY_YIELDED) |
+                                  STATE_BIT(PRIMARY_MOVED) | STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_CONNECTING] = {"connecting", 0,
                             STATE_BIT(PRIMARY_GREETING) | STATE_BIT(PRIMARY_DISCONNECTED) |
                                 STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_ARBITRATING) |
+                                STATE_BIT(PRIMARY_YIELDED) | STATE_BIT(PRIMARY_MOVED) |
                                 STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_GREETING] = {"greeting", FRAMES_ANY | EVENT_BIT(EVENT_WELCOME),
                           STATE_BIT(PRIMARY_DESCRIBING) | STATE_BIT(PRIMARY_DISCONNECTED) |
                               STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_ARBITRATING) |
-                              STATE_BIT(PRIMARY_YIELDED) | STATE_BIT(PRIMARY_ENDED)},
+                              STATE_BIT(PRIMARY_YIELDED) | STATE_BIT(PRIMARY_MOVED) |
+                              STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_DESCRIBING] = {"describing", FRAMES_ANY | EVENT_BIT(EVENT_ACCEPT),
                             STATE_BIT(PRIMARY_COPYING) | STATE_BIT(PRIMARY_DISCONNECTED) |
                                 STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_ARBITRATING) |
@@ -52,15 +63,23 @@ static const struct role_flow flows[] = {
                              STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_YIELDED) |
                              STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_PROTECTED] = {"protected", FRAMES_ANY | EVENT_BIT(EVENT_ROUND_DONE) | EVENT_BIT(EVENT_ACK),
+                           STATE_BIT(PRIMARY_SWITCHING) | STATE_BIT(PRIMARY_DISCONNECTED) |
+                               STATE_BIT(PRIMARY_STALLED) | STATE_BIT(PRIMARY_YIELDED) |
+                               STATE_BIT(PRIMARY_ENDED)},
+    [PRIMARY_SWITCHING] = {"switching-over", FRAMES_ANY | EVENT_BIT(EVENT_LOADED) | EVENT_BIT(EVENT_STARTED),
                            STATE_BIT(PRIMARY_DISCONNECTED) | STATE_BIT(PRIMARY_STALLED) |
-                               STATE_BIT(PRIMARY_YIELDED) | STATE_BIT(PRIMARY_ENDED)},
+                               STATE_BIT(PRIMARY_YIELDED) | STATE_BIT(PRIMARY_MOVED) |
+                               STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_ARBITRATING] = {"arbitrating", 0,
                              STATE_BIT(PRIMARY_DISCONNECTED) | STATE_BIT(PRIMARY_STALLED) |
-                                 STATE_BIT(PRIMARY_YIELDED) | STATE_BIT(PRIMARY_ENDED)},
+                                 STATE_BIT(PRIMARY_MOVED) | STATE_BIT(PRIMARY_YIELDED) |
+                                 STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_STALLED] = {"stalled", 0,
                          STATE_BIT(PRIMARY_CONNECTING) | STATE_BIT(PRIMARY_ARBITRATING) |
-                             STATE_BIT(PRIMARY_DISCONNECTED) | STATE_BIT(PRIMARY_ENDED)},
+                             STATE_BIT(PRIMARY_DISCONNECTED) | STATE_BIT(PRIMARY_YIELDED) |
+                             STATE_BIT(PRIMARY_MOVED) | STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_YIELDED] = {"yielded", 0, STATE_BIT(PRIMARY_ENDED)},
+    [PRIMARY_MOVED] = {"moved", 0, STATE_BIT(PRIMARY_ENDED)},
     [PRIMARY_ENDED] = {"ended", 0, 0},
 
     [STANDBY_WAITING] = {"waiting", 0,
@@ -71,7 +90,11 @@ static const struct role_flow flows[] = {
                          STATE_BIT(STANDBY_RECEIVING) | STATE_BIT(STANDBY_LOST) | STATE_BIT(STANDBY_WAITING) |
                              STATE_BIT(STANDBY_ARBITRATING) | STATE_BIT(STANDBY_TAKING_OVER) |
                              STATE_BIT(STANDBY_ENDED)},
-    [STANDBY_RECEIVING] = {"receiving", FRAMES_ANY | EVENT_BIT(EVENT_ROUND_END),
+    [STANDBY_RECEIVING] = {"receiving", FRAMES_ANY | EVENT_BIT(EVENT_ROUND_END) | EVENT_BIT(EVENT_SWITCH),
+                           STATE_BIT(STANDBY_SWITCHING) | STATE_BIT(STANDBY_LOST) |
+                               STATE_BIT(STANDBY_WAITING) | STATE_BIT(STANDBY_ARBITRATING) |
+                               STATE_BIT(STANDBY_TAKING_OVER) | STATE_BIT(STANDBY_ENDED)},
+    [STANDBY_SWITCHING] = {"switching-over", FRAMES_ANY | EVENT_BIT(EVENT_HANDOVER),
                            STATE_BIT(STANDBY_LOST) | STATE_BIT(STANDBY_WAITING) |
                                STATE_BIT(STANDBY_ARBITRATING) | STATE_BIT(STANDBY_TAKING_OVER) |
                                STATE_BIT(STANDBY_ENDED)},
@@ -102,6 +125,7 @@ static const struct {
     [EVENT_GUEST] = {false, NULL},
     [EVENT_ARBITER] = {false, NULL},
     [EVENT_STOP] = {false, NULL},
+    [EVENT_REPROTECT] = {false, NULL},
     [EVENT_CONTROL_UP] = {true, NULL},
     [EVENT_WELCOME] = {true, "WELCOME"},
     [EVENT_ACCEPT] = {true, "ACCEPT"},
@@ -110,6 +134,15 @@ static const struct {
     [EVENT_ROUND_SENT] = {true, NULL},
     [EVENT_ROUND_DONE] = {true, "ROUND_DONE"},
     [EVENT_ACK] = {true, "ACK"},
+    [EVENT_MIGRATE] = {false, NULL},
+    [EVENT_MIGRATE_CANCEL] = {false, NULL},
+    [EVENT_LOADED] = {true, "LOADED"},
+    [EVENT_KEPT] = {true, NULL},
+    [EVENT_STARTED] = {true, "STARTED"},
+    [EVENT_SWITCH] = {true, "SWITCH"},
+    [EVENT_LOAD_DONE] = {false, NULL},
+    [EVENT_HANDOVER] = {true, "HANDOVER"},
+    [EVENT_OUTPUT] = {false, NULL},
     [EVENT_CONTINUE] = {false, NULL},
     /* HELLO opens a session of its own, so it is judged apart. */
     [EVENT_HELLO] = {false, NULL},
@@ -184,10 +217,16 @@ int role_config_check(const struct role_config *config)
         return error_set(-EINVAL, "takeover is %d, neither manual nor auto", (int)config->takeover);
     if (config->loss != ROLE_LOSS_CONTINUE && config->loss != ROLE_LOSS_STALL)
         return error_set(-EINVAL, "standby-loss is %d, neither continue nor stall", (int)config->loss);
+    if (config->reprotect != ROLE_REPROTECT_MANUAL && config->reprotect != ROLE_REPROTECT_AUTO)
+        return error_set(-EINVAL, "reprotect is %d, neither manual nor auto", (int)config->reprotect);
     if (config->takeover == ROLE_TAKEOVER_AUTO && config->loss == ROLE_LOSS_CONTINUE && !config->arbiter)
         return error_set(-EINVAL,
                          "takeover=auto with standby-loss=continue needs an arbiter: when the link is "
-                         "cut, both hosts would run the guest");
+                         "cut, both hosts would run the guest%s",
+                         config->fence
+                             ? ". A fence is no arbiter: the primary that it ends may have let out, "
+                               "alone, what the standby does not know"
+                             : "");
     if (config->optional & ~WIRE_FEATURES_KNOWN)
         return error_set(-EINVAL, "unknown features 0x%llx are offered",
                          (unsigned long long)(config->optional & ~WIRE_FEATURES_KNOWN));

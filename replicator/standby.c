@@ -26,7 +26,7 @@ int standby_new(struct standby **ret_standby, const struct role_config *config, 
     if (!standby)
         return error_errno(-ENOMEM, "standby role");
     role_core_init(&standby->core, config, STANDBY_WAITING, generation, now_ns);
-    standby->step_by_ns = standby->takeover_at_ns = NEVER;
+    standby->step_by_ns = standby->takeover_at_ns = standby->turn_at_ns = NEVER;
     role_reason(&standby->core, "no primary yet");
     *ret_standby = standby;
     return 0;
@@ -170,6 +170,11 @@ static void on_hello(struct standby *standby, const struct role_event *event)
         standby_lost(standby, "the primary connects anew");
     }
 
+    if (standby->commit.load != LOAD_NONE) {
+        /* It was to be resumed, and the primary thought better of it. */
+        standby->commit.present = false;
+        standby->commit.broken = true;
+    }
     core->session = event->session;
     role_heard(core);
     memcpy(standby->history, hello->history, sizeof standby->history);
@@ -224,6 +229,7 @@ static void on_prepared(struct standby *standby, const struct role_event *event)
     }
     standby->prepared = true;
     standby->commit.broken = false;
+    standby->commit.load = LOAD_NONE;
     role_send(&standby->core, WIRE_ACCEPT);
     standby_session_ready(standby);
 }
@@ -267,9 +273,24 @@ static void on_stop(struct standby *standby)
     role_act(core, ACTION_EXIT);
 }
 
+/* The guest runs here and its standby is to be found: a primary's work. */
+static void on_tick(struct standby *standby)
+{
+    struct role_core *core = &standby->core;
+    if (core->state != STANDBY_ACTIVE || core->now_ns < standby->turn_at_ns)
+        return;
+    role_enter(core, STANDBY_ENDED);
+    role_reason(core, "protecting the guest that was taken over here");
+    role_act(core, ACTION_TURN);
+}
+
 static void handle(struct standby *standby, const struct role_event *event)
 {
+    struct role_core *core = &standby->core;
     switch (event->type) {
+    case EVENT_TICK:
+        on_tick(standby);
+        return;
     case EVENT_HELLO:
         on_hello(standby, event);
         return;
@@ -304,6 +325,15 @@ static void handle(struct standby *standby, const struct role_event *event)
     case EVENT_ARBITER:
         standby_on_arbiter(standby, event);
         return;
+    case EVENT_SWITCH:
+        standby_on_switch(standby, event);
+        return;
+    case EVENT_LOAD_DONE:
+        standby_on_load_done(standby, event);
+        return;
+    case EVENT_HANDOVER:
+        standby_on_handover(standby, event);
+        return;
     case EVENT_TAKEOVER:
         standby_on_takeover(standby, event);
         return;
@@ -312,6 +342,13 @@ static void handle(struct standby *standby, const struct role_event *event)
         return;
     case EVENT_STOP:
         on_stop(standby);
+        return;
+    case EVENT_REPROTECT:
+        if (core->state == STANDBY_ACTIVE)
+            standby->turn_at_ns = core->now_ns;
+        else
+            role_report(core, LOG_LEVEL_ERROR, "reprotect: the guest was not taken over here; state is %s",
+                        role_state_name(core->state));
         return;
     default:
         return;
@@ -376,6 +413,8 @@ uint64_t standby_deadline(const struct standby *standby)
 {
     const struct role_core *core = &standby->core;
     uint64_t at_ns = standby->step_by_ns;
+    if (core->state == STANDBY_ACTIVE)
+        at_ns = earlier(at_ns, standby->turn_at_ns);
     if (core->session)
         at_ns = earlier(at_ns, earlier(core->heartbeat_at_ns, role_silent_at(core)));
     if (core->state == STANDBY_LOST && standby->takeover_at_ns != NEVER) {

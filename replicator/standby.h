@@ -16,6 +16,8 @@ struct standby_commit {
      */
     bool broken;
     bool applying; /* EVENT_APPLIED is awaited */
+    /* The guest holds the checkpoint's device state, so it can be resumed, but take no other checkpoint. */
+    enum standby_load { LOAD_NONE, LOAD_UNDER_WAY, LOAD_DONE } load;
     /* Why what is here is older than what the guest has shown to the world since (the primary left in order,
      * or somebody else won the generation). Never resumed without an operator then. NULL: it is not. */
     const char *overtaken;
@@ -42,8 +44,10 @@ struct standby {
     /* takeover */
     uint64_t takeover_at_ns; /* LOST: when the silence is long enough, or the arbiter is asked again */
     uint64_t arbitrate_pause_ns;
-    bool loading; /* ACTION_TAKEOVER was issued */
+    bool loading;              /* ACTION_TAKEOVER was issued */
+    uint64_t handover_session; /* whose primary waits to hear that the guest runs; 0: none */
     bool stop_wanted;
+    uint64_t turn_at_ns; /* ACTIVE: when the engine changes its role */
 };
 
 /* standby.c */
@@ -68,6 +72,19 @@ void standby_take_over_now(struct standby *standby, bool force);
 void standby_on_takeover(struct standby *standby, const struct role_event *event);
 void standby_on_arbiter(struct standby *standby, const struct role_event *event);
 void standby_on_running(struct standby *standby, const struct role_event *event);
+void standby_on_switch(struct standby *standby, const struct role_event *event);
+void standby_on_load_done(struct standby *standby, const struct role_event *event);
+void standby_on_handover(struct standby *standby, const struct role_event *event);
+/* SWITCHING waited for the guest's memory to be whole. */
+void standby_load_early(struct standby *standby);
+/* Tell the primary that handed the guest over, if one did, that it will not run here. */
+void standby_handover_failed(struct standby *standby, enum wire_refusal code, const char *why);
+/* Tell it that it does. */
+void standby_started(struct standby *standby);
+/* The waiting guest is of no use any more: whatever was under way ends. */
+void standby_guest_broken(struct standby *standby, const char *why);
+/* As standby_guest_broken(): `doing` ("applying") the committed epoch failed, as the event says. */
+void standby_guest_failed(struct standby *standby, const char *doing, const struct role_event *event);
 /* TAKING_OVER waited for the guest's memory to be whole. */
 void standby_load(struct standby *standby);
 /* May the checkpoint here be resumed without asking anybody? Else `ret_why` says why not. */

@@ -125,7 +125,7 @@ void standby_on_round_complete(struct standby *standby, const struct role_event 
         commit_epoch(standby);
 }
 
-static void guest_broken(struct standby *standby, const char *why)
+void standby_guest_broken(struct standby *standby, const char *why)
 {
     struct role_core *core = &standby->core;
     bool had = standby->commit.present;
@@ -134,6 +134,7 @@ static void guest_broken(struct standby *standby, const char *why)
     if (core->state == STANDBY_TAKING_OVER) {
         role_enter(core, STANDBY_FAILED);
         role_reason(core, "takeover failed: %s", why);
+        standby_handover_failed(standby, WIRE_REFUSE_GUEST, why);
         role_report(core, LOG_LEVEL_ERROR, "%s", core->reason);
         if (standby->stop_wanted) {
             role_enter(core, STANDBY_ENDED);
@@ -149,6 +150,14 @@ static void guest_broken(struct standby *standby, const char *why)
         standby_lost(standby, why);
 }
 
+void standby_guest_failed(struct standby *standby, const char *doing, const struct role_event *event)
+{
+    char why[160];
+    snprintf(why, sizeof why, "%s epoch %llu in the waiting guest failed: %s", doing,
+             (unsigned long long)standby->commit.epoch, event->text ? event->text : "no reason given");
+    standby_guest_broken(standby, why);
+}
+
 void standby_on_applied(struct standby *standby, const struct role_event *event)
 {
     if (!standby->commit.applying)
@@ -157,16 +166,15 @@ void standby_on_applied(struct standby *standby, const struct role_event *event)
     if (event->code < 0 && standby->commit.broken)
         return; /* the waiting guest is gone, as we know already */
     if (event->code < 0) {
-        char why[160];
-        snprintf(why, sizeof why, "applying epoch %llu to the waiting guest failed: %s",
-                 (unsigned long long)standby->commit.epoch, event->text ? event->text : "no reason given");
-        guest_broken(standby, why);
+        standby_guest_failed(standby, "applying", event);
         return;
     }
     if (standby->finishing)
         commit_epoch(standby);
     if (standby->core.state == STANDBY_TAKING_OVER)
         standby_load(standby);
+    else if (standby->core.state == STANDBY_SWITCHING)
+        standby_load_early(standby);
 }
 
 void standby_on_guest(struct standby *standby, const struct role_event *event)
@@ -189,5 +197,5 @@ void standby_on_guest(struct standby *standby, const struct role_event *event)
         return;
     char why[64];
     snprintf(why, sizeof why, "the waiting guest %s", what);
-    guest_broken(standby, why);
+    standby_guest_broken(standby, why);
 }

@@ -8,8 +8,9 @@
  * one, nobody has shown the world anything newer. So arbitration swaps from the checkpoint's generation, not
  * from the newest we have heard of, and a primary that went on alone makes every older checkpoint lose.
  *
- * Order of a takeover: arbitration won -> generation stored -> guest's memory whole -> load and run. A crash
- * in between leaves a generation that nobody runs, never two guests of one generation.
+ * Order of a takeover: arbitration won -> primary's host fenced, where that is wanted -> generation stored ->
+ * guest's memory whole -> load and run. A crash in between leaves a generation that nobody runs, never two
+ * guests of one generation.
  */
 
 bool standby_commit_current(const struct standby *standby, const char **ret_why)
@@ -47,8 +48,8 @@ void standby_lost(struct standby *standby, const char *why)
 
 void standby_load(struct standby *standby)
 {
-    if (standby->commit.applying)
-        return; /* the guest's memory is being written: EVENT_APPLIED comes first */
+    if (standby->commit.applying || standby->commit.load == LOAD_UNDER_WAY)
+        return; /* the guest is being written: EVENT_APPLIED or EVENT_LOAD_DONE comes first */
     standby->loading = true;
     role_act(&standby->core, ACTION_TAKEOVER)->epoch = standby->commit.epoch;
 }
@@ -74,16 +75,21 @@ void standby_take_over_now(struct standby *standby, bool force)
 {
     struct role_core *core = &standby->core;
     standby->takeover_at_ns = NEVER;
-    if (!core->config.arbiter || force) {
+    /* Who hands the guest over has stopped it, and is not switched off for it. */
+    bool fence = core->config.fence && !standby->handover_session;
+    if ((!core->config.arbiter && !fence) || force) {
         take_over(standby);
         return;
     }
     standby_drop_session(standby);
     role_enter(core, STANDBY_ARBITRATING);
-    role_reason(core, "the arbiter is asked");
+    role_reason(core, !fence                 ? "the arbiter is asked"
+                      : core->config.arbiter ? "the arbiter is asked, then the primary's host is fenced"
+                                             : "the primary's host is fenced");
     struct role_action *action = role_act(core, ACTION_ARBITRATE);
     action->from = standby->commit.generation;
     action->to = core->generation + 1;
+    action->fence = fence;
 }
 
 void standby_on_takeover(struct standby *standby, const struct role_event *event)
@@ -105,8 +111,9 @@ void standby_on_takeover(struct standby *standby, const struct role_event *event
         return; /* decided already; the answer is awaited */
     if (!current)
         role_report(core, LOG_LEVEL_WARNING, "the operator resumes an outdated checkpoint: %s", why);
-    if (event->force && core->config.arbiter)
-        role_report(core, LOG_LEVEL_WARNING, "the operator overrules the arbiter");
+    if (event->force && (core->config.arbiter || core->config.fence))
+        role_report(core, LOG_LEVEL_WARNING, "the operator overrules the %s",
+                    core->config.arbiter ? "arbiter" : "fence");
     standby_take_over_now(standby, event->force);
 }
 
@@ -121,6 +128,7 @@ void standby_on_arbiter(struct standby *standby, const struct role_event *event)
         standby_commit_current(standby, &why);
         role_enter(core, STANDBY_WAITING);
         role_reason(core, "no takeover: %s", why);
+        standby_handover_failed(standby, WIRE_REFUSE_GUEST, why);
         role_report(core, LOG_LEVEL_ERROR, "%s", core->reason);
         return;
     }
@@ -136,17 +144,26 @@ void standby_on_arbiter(struct standby *standby, const struct role_event *event)
         role_reason(core, "arbitration lost: generation %llu is taken",
                     (unsigned long long)event->generation);
         role_report(core, LOG_LEVEL_WARNING, "no takeover: %s", core->reason);
+        standby_handover_failed(standby, WIRE_REFUSE_BUSY, core->reason);
         return;
     case ARBITER_UNREACHABLE:
+    case ARBITER_UNFENCED:
         break;
     }
     bool again = standby_commit_current(standby, &why) && core->config.takeover == ROLE_TAKEOVER_AUTO;
     if (again)
         standby->takeover_at_ns = core->now_ns + role_backoff(&core->config, &standby->arbitrate_pause_ns);
     role_enter(core, STANDBY_LOST);
-    role_reason(core, "the arbiter cannot be reached%s%s%s", event->text ? ": " : "",
-                event->text ? event->text : "", again ? "; it is asked again" : "");
+    /* A register that is won stays won: the next attempt finds it ours, and only the fence is left to do. */
+    bool unfenced = event->arbiter == ARBITER_UNFENCED;
+    role_reason(core, "%s%s%.140s%s",
+                unfenced ? "the primary's host is not fenced" : "the arbiter cannot be reached",
+                event->text ? ": " : "", event->text ? event->text : "",
+                !again     ? ""
+                : unfenced ? "; it is tried again"
+                           : "; it is asked again");
     role_report(core, LOG_LEVEL_ERROR, "no takeover: %s", core->reason);
+    standby_handover_failed(standby, WIRE_REFUSE_INTERNAL, core->reason);
 }
 
 void standby_on_running(struct standby *standby, const struct role_event *event)
@@ -160,9 +177,14 @@ void standby_on_running(struct standby *standby, const struct role_event *event)
         role_enter(core, STANDBY_FAILED);
         role_reason(core, "takeover failed: %s", event->text ? event->text : "no reason given");
         role_report(core, LOG_LEVEL_ERROR, "%s", core->reason);
+        standby_handover_failed(standby, WIRE_REFUSE_GUEST, core->reason);
     } else {
         role_enter(core, STANDBY_ACTIVE);
+        standby_started(standby);
         role_reason(core, "taken over; no standby protects the guest here");
+        /* In a step of its own, so that who waits for this one sees the takeover done. */
+        if (core->config.reprotect == ROLE_REPROTECT_AUTO)
+            standby->turn_at_ns = core->now_ns;
         role_report(core, LOG_LEVEL_NOTICE, "the guest runs here from epoch %llu on",
                     (unsigned long long)standby->commit.epoch);
     }

@@ -132,6 +132,17 @@ static int take_frame(struct standbyd *standbyd, uint64_t link, const struct wir
         if (r == 0)
             standbyd_verify(standbyd, link, frame);
         break;
+    case WIRE_SUMS_WANTED:
+        event.epoch = 0;
+        r = standbyd_sums(standbyd, link, frame);
+        break;
+    case WIRE_SWITCH:
+        event.type = EVENT_SWITCH;
+        break;
+    case WIRE_HANDOVER:
+        event.type = EVENT_HANDOVER;
+        r = fault_point(FAULT_HANDOVER_RECEIVED);
+        break;
     case WIRE_GOODBYE:
         event.type = EVENT_GOODBYE;
         r = message_goodbye_parse(frame, &event.reason);
@@ -163,8 +174,7 @@ static void on_frame(void *ctx, uint64_t link, const struct wire_frame *frame)
 static int on_data(void *ctx, const struct wire_frame *frame)
 {
     struct standbyd *standbyd = ctx;
-    int r = frame->type == WIRE_STATE ? restore_state(standbyd->restore, frame)
-                                      : restore_pages(standbyd->restore, frame);
+    int r = restore_frame(standbyd->restore, frame);
     if (r < 0 && r != -ECANCELED) {
         struct role_event event = {.type = EVENT_ROUND_COMPLETE,
                                    .session = __atomic_load_n(&standbyd->session, __ATOMIC_RELAXED),
@@ -218,6 +228,10 @@ static int send_frame(struct standbyd *standbyd, const struct role_action *actio
     case WIRE_ACK:
         r = fault_point(FAULT_ACK_SEND);
         break;
+    case WIRE_STARTED:
+        r = fault_point(FAULT_STARTED_SEND);
+        break;
+    case WIRE_LOADED:
     case WIRE_ACCEPT:
         break;
     default:
@@ -268,6 +282,9 @@ static void perform(struct standbyd *standbyd, const struct role_action *action)
     case ACTION_YIELD:
         standbyd_halt(standbyd);
         break;
+    case ACTION_LOAD:
+        standbyd_load(standbyd);
+        break;
     case ACTION_TAKEOVER:
         standbyd_takeover(standbyd);
         break;
@@ -302,7 +319,7 @@ static void answer_takeover(struct standbyd *standbyd, enum role_state state)
     if (!standbyd->takeover_client || state == STANDBY_ARBITRATING || state == STANDBY_TAKING_OVER)
         return;
     standby_get_status(standbyd->machine, &status);
-    if (state == STANDBY_ACTIVE)
+    if (standbyd->running)
         control_reply(standbyd->hub.control, standbyd->takeover_client, standbyd_status(standbyd));
     else
         control_refuse(standbyd->hub.control, standbyd->takeover_client, "takeover: %s", status.reason);
@@ -323,6 +340,13 @@ void standbyd_step(void *daemon, struct role_event *event)
         if (!hub_perform(&standbyd->hub, &standbyd_ops, &actions.items[i]))
             perform(standbyd, &actions.items[i]);
     answer_takeover(standbyd, after.state);
+    events_observe(standbyd->hub.events,
+                   &(struct news_step){&before, &after, event, &actions, .gated = false});
+}
+
+static void get_status(void *daemon, struct role_status *ret_status)
+{
+    standby_get_status(((struct standbyd *)daemon)->machine, ret_status);
 }
 
 static uint64_t deadline(void *daemon)
@@ -341,12 +365,28 @@ static void on_guest_event(void *daemon, enum vmm_event event)
     hub_event_later(&standbyd->hub, &standbyd_ops, &happened);
 }
 
+static void reprotect(struct standbyd *standbyd, uint64_t client)
+{
+    struct role_event event = {.type = EVENT_REPROTECT};
+    struct role_status status;
+    standby_get_status(standbyd->machine, &status);
+    if (status.state != STANDBY_ACTIVE) {
+        control_refuse(standbyd->hub.control, client, "reprotect: the guest was not taken over here: %s",
+                       status.reason);
+        return;
+    }
+    control_reply(standbyd->hub.control, client, json_pack("{s:s}", "becomes", "primary"));
+    standbyd_step(standbyd, &event);
+}
+
 static void on_request(void *ctx, uint64_t client, const char *command, json_t *request)
 {
     struct standbyd *standbyd = ctx;
     struct role_event event = {0};
     if (!strcmp(command, "status")) {
         control_reply(standbyd->hub.control, client, standbyd_status(standbyd));
+    } else if (!strcmp(command, "events")) {
+        events_request(standbyd->hub.events, client, request);
     } else if (!strcmp(command, "takeover")) {
         if (standbyd->takeover_client) {
             control_refuse(standbyd->hub.control, client, "takeover: one is under way already");
@@ -360,6 +400,11 @@ static void on_request(void *ctx, uint64_t client, const char *command, json_t *
         event.type = EVENT_STOP;
         control_reply(standbyd->hub.control, client, json_pack("{s:b}", "stopping", 1));
         standbyd_step(standbyd, &event);
+    } else if (!strcmp(command, "reprotect")) {
+        reprotect(standbyd, client);
+    } else if (!strcmp(command, "migrate")) {
+        control_refuse(standbyd->hub.control, client, "the guest runs on %s; say it there",
+                       standbyd->hub.config->peer.name);
     } else {
         control_refuse(standbyd->hub.control, client, "command '%s' is not one of a standby's", command);
     }
@@ -369,59 +414,56 @@ const struct hub_ops standbyd_ops = {.links = &links_ops,
                                      .request = on_request,
                                      .guest_event = on_guest_event,
                                      .step = standbyd_step,
+                                     .status = get_status,
                                      .deadline = deadline,
                                      .progress = standbyd_progress,
                                      .side = WIRE_SIDE_STANDBY};
 
 /* --- start and end --- */
 
-static void on_connection(void *ctx, int fd, uint32_t events)
-{
-    struct standbyd *standbyd = ctx;
-    (void)events;
-    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (accepted >= 0)
-        links_accept(standbyd->hub.links, accepted);
-}
-
 static int open_machine(struct standbyd *standbyd)
 {
     struct hub *hub = &standbyd->hub;
     struct store_state stored;
-    int r = store_read(hub->store_path, hub->config->uuid, &stored);
+    int r = config_file(hub->config, hub->config->self.state_dir, "journal", standbyd->journal_path,
+                        sizeof standbyd->journal_path);
+    if (r == 0)
+        r = store_read(hub->store_path, hub->config->uuid, &stored);
     if (r == 0)
         r = standby_new(&standbyd->machine, &hub->config->role, stored.generation, clock_now_ns());
     if (r == 0)
-        r = lane_listen(hub->config->self.address, &standbyd->listen_fd);
-    if (r == 0)
-        r = loop_add(hub->loop, standbyd->listen_fd, EPOLLIN, on_connection, standbyd);
-    return r;
+        r = hub_listen(hub, &hub->links, &standbyd->listen_fd);
+    if (r < 0)
+        return r;
+    /* What an engine stopped for good may be in the way of the guest that waits here. */
+    standbyd->retires = stored.generation && !stored.active &&
+                        (hub->turned || hub->config->role.reprotect == ROLE_REPROTECT_AUTO);
+    return 0;
 }
 
-int daemon_standby(struct config *config)
+int standbyd_serve(struct standbyd *standbyd)
 {
-    cleanup_free struct standbyd *standbyd = calloc(1, sizeof *standbyd);
-    if (!standbyd)
-        return error_set(-ENOMEM, "standby: out of memory");
-    standbyd->hub.config = config;
+    struct hub *hub = &standbyd->hub;
+    const struct config *config = hub->config;
     standbyd->listen_fd = -1;
-    int r = hub_open(&standbyd->hub, &standbyd_ops);
+    int r = hub_role_open(hub, &standbyd_ops);
     if (r == 0)
         r = open_machine(standbyd);
     if (r == 0) {
         log_notice("%s: standby listens on %s for %s", config->name, config->self.address,
                    config->peer.tls_name);
-        r = hub_run(&standbyd->hub, &standbyd_ops);
+        hub_started(hub, &standbyd_ops);
+        r = hub_run(hub, &standbyd_ops);
     }
-    if (standbyd->listen_fd >= 0)
-        close(standbyd->listen_fd);
+    hub_unlisten(hub, standbyd->listen_fd);
     if (standbyd->restore_ours)
         restore_abort(standbyd->restore);
-    links_close(standbyd->hub.links);
-    if (standbyd->hub.worker)
+    links_close(hub->links);
+    if (hub->worker)
         standbyd_close_guest(standbyd);
-    hub_close(&standbyd->hub);
+    hub_role_close(hub);
     standby_free(standbyd->machine);
     free(standbyd->described.text);
-    return r < 0 ? r : standbyd->hub.exit_code;
+    free(standbyd->difference);
+    return r;
 }

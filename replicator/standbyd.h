@@ -19,18 +19,23 @@ struct standbyd {
     struct hub hub; /* first: the hub's callbacks cast */
     struct standby *machine;
     int listen_fd;
+    char journal_path[256]; /* two files, PATH.0 and PATH.1 */
 
     /* guest's thread */
     struct vmm *guest;
     bool guest_failed;
+    bool retires;            /* a QEMU that an engine stopped for good may be ended to make room */
+    char *difference;        /* guest's thread: the last one shown, between the primary's machine and ours */
+    struct gate *gate;       /* that carries the frames of a guest taken over; NULL: none is needed */
     struct restore *restore; /* written by the guest's thread while `restore_ours` is false */
 
     /* main thread */
     struct peer_guest described;
-    bool prepare_wanted; /* ACTION_PREPARE came and is not under way yet */
-    bool preparing;      /* one is under way on the guest's thread */
-    bool restore_ours;   /* the main thread and the lanes may use `restore` */
-    bool verifying;      /* a VERIFY is on the guest's thread */
+    bool prepare_wanted;   /* ACTION_PREPARE came and is not under way yet */
+    bool preparing;        /* one is under way on the guest's thread */
+    bool restore_ours;     /* the main thread and the lanes may use `restore` */
+    bool verifying;        /* a VERIFY is on the guest's thread */
+    unsigned sums_waiting; /* and so many SUMS_WANTED */
     struct role_action prepare;
     uint64_t session; /* newest */
     uint64_t heartbeats, sessions;
@@ -48,12 +53,19 @@ struct standbyd {
 /* Start the wanted preparation, if DESCRIBE has come and none is under way. */
 void standbyd_prepare(struct standbyd *standbyd);
 void standbyd_apply(struct standbyd *standbyd, const struct role_action *action);
+void standbyd_load(struct standbyd *standbyd);
 void standbyd_takeover(struct standbyd *standbyd);
 void standbyd_halt(struct standbyd *standbyd);
-void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
 void standbyd_close_guest(struct standbyd *standbyd);
 
+/* standbyd_ask.c */
+void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
+/* -EPROTO: not now, or not so. */
+int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
+
 /* standbyd.c */
+/* One tenure as standby, until it ends or hub.turn. Everything behind `hub` is zero. */
+int standbyd_serve(struct standbyd *standbyd);
 extern const struct hub_ops standbyd_ops;
 void standbyd_step(void *daemon, struct role_event *event);
 

@@ -75,28 +75,77 @@ static void discard(struct standbyd *standbyd)
     standbyd->guest_failed = false;
 }
 
+static void clear_network(struct standbyd *standbyd);
+
+static void on_journal_notice(void *ctx, const char *text)
+{
+    (void)ctx;
+    log_notice("%s", text);
+}
+
+/* Not before its place is needed: who needs it runs the guest by a newer right. */
+static int retire(const struct config *config)
+{
+    bool ended = false;
+    struct qemu_domain domain;
+    int r = qemu_retire(config->self.qmp, config_domain(config, &domain) ? &domain : NULL, &ended);
+    if (r < 0)
+        return error_add(r, "end the guest that was left behind here");
+    if (ended)
+        log_notice("the guest that was left behind here, stopped, is gone: its place is needed");
+    return 0;
+}
+
 static int launch(struct standbyd *standbyd)
 {
     const struct config *config = standbyd->hub.config;
     struct qemu_launch wanted = {.argv = config->self.argv,
                                  .qmp_path = config->self.qmp,
                                  .pid_path = standbyd->hub.pid_path,
-                                 .log_path = config->self.log};
-    struct restore_config restore = {
-        .staging_bytes = config->standby_staging_bytes, .round_complete = on_round_complete, .ctx = standbyd};
-    if (!config->self.argv)
+                                 .log_path = config->self.log,
+                                 .shared_disks = (const char *const *)config->shared_disks};
+    struct restore_config restore = {.staging_bytes = config->standby_staging_bytes,
+                                     .round_complete = on_round_complete,
+                                     .ctx = standbyd,
+                                     .journal_path = standbyd->journal_path,
+                                     .journal_bytes_max = config->journal_bytes,
+                                     .journal_sync = config->journal_sync,
+                                     .notice = on_journal_notice};
+    struct qemu_domain domain;
+    if (config_domain(config, &domain))
+        wanted.domain = &domain;
+    memcpy(restore.vm_uuid, config->uuid, sizeof restore.vm_uuid);
+    if (!config->self.argv && !wanted.domain)
         return error_set(-EINVAL, "[host %s]: no 'command' is configured, so no standby can be started here",
                          config->self.name);
     int r = fault_point(FAULT_PREPARE);
+    if (r == 0 && standbyd->retires)
+        r = retire(config);
     if (r == 0)
         r = qemu_launch(&standbyd->guest, &wanted);
     if (r == 0)
         r = restore_new(&standbyd->restore, standbyd->guest, &restore);
-    if (r == 0)
-        worker_watch(standbyd->hub.worker, standbyd->guest);
-    else
+    if (r < 0) {
         discard(standbyd);
-    return r;
+        return r;
+    }
+    clear_network(standbyd);
+    worker_watch(standbyd->hub.worker, standbyd->guest);
+    return 0;
+}
+
+/* All of the difference, once: the primary comes again every few seconds, and the refusal names one line. */
+static void show_difference(struct standbyd *standbyd, const struct vmm_description *theirs,
+                            const struct vmm_description *ours)
+{
+    char *diff cleanup_free = vmm_description_diff(theirs, ours), *save = NULL;
+    if (!diff || (standbyd->difference && strcmp(diff, standbyd->difference) == 0))
+        return;
+    free(standbyd->difference);
+    standbyd->difference = strdup(diff);
+    log_error("the machines differ (- primary's, + ours):");
+    for (char *line = strtok_r(diff, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+        log_error("%s", line);
 }
 
 static void run_prepare(struct job *base, void *daemon)
@@ -115,8 +164,13 @@ static void run_prepare(struct job *base, void *daemon)
         standbyd->guest->ops->describe(standbyd->guest, &ours);
         job->pid = qemu_pid(standbyd->guest);
         r = vmm_description_match(&theirs, &ours, map);
-        if (r < 0)
+        if (r < 0) {
+            char text[ERROR_TEXT_MAX];
+            snprintf(text, sizeof text, "%s", error_text());
             job->event.refusal = WIRE_REFUSE_MISMATCH;
+            show_difference(standbyd, &theirs, &ours);
+            error_set(r, "%s", text);
+        }
     }
     if (r == 0)
         r = restore_session(standbyd->restore, map, theirs.block_count);
@@ -209,13 +263,77 @@ void standbyd_apply(struct standbyd *standbyd, const struct role_action *action)
     worker_submit(standbyd->hub.worker, &standby_job(EVENT_APPLIED, action, run_apply, deliver_applied)->job);
 }
 
+/* --- the guest's network, where the engine carries its frames --- */
+
+static void on_gate_failed(void *ctx, const char *text)
+{
+    (void)ctx;
+    log_error("the guest's network: %s", text);
+}
+
+/* Before the guest runs, since its first frames announce it. A guest without a network is better than none.
+ */
+static void connect_network(struct standbyd *standbyd)
+{
+    const struct config_host *self = &standbyd->hub.config->self;
+    struct gate_config wanted = {.kind = GATE_RELAY,
+                                 .failure = standbyd->hub.config->gate_failure,
+                                 .held_bytes_max = standbyd->hub.config->gate_held_bytes,
+                                 .port_count = self->relay_count};
+    const struct gate_events events = {.failed = on_gate_failed, .ctx = standbyd};
+    if (!self->relay_count || standbyd->gate)
+        return;
+    memcpy(wanted.ports, self->relays, sizeof wanted.ports);
+    if (gate_open(&standbyd->gate, &wanted, &events) < 0)
+        log_error("the guest's network: %s", error_text());
+}
+
+/* An engine that protected the guest here once may have left a gate behind that lets nothing out. */
+static void clear_network(struct standbyd *standbyd)
+{
+    struct gate_config wanted = {.kind = GATE_AUTO, .held_bytes_max = standbyd->hub.config->gate_held_bytes};
+    const struct gate_events events = {.failed = on_gate_failed, .ctx = standbyd};
+    struct gate *gate;
+    int found = gate_find_taps(qemu_pid(standbyd->guest), wanted.ports, GATE_PORTS_MAX);
+    if (standbyd->hub.config->gate == GATE_NONE || standbyd->hub.config->self.relay_count || found <= 0)
+        return;
+    wanted.port_count = (unsigned)found;
+    if (gate_open(&gate, &wanted, &events) == 0)
+        gate_close(gate);
+    else
+        log_debug("net gate: %s", error_text());
+}
+
 /* --- takeover --- */
+
+static void run_load(struct job *base, void *daemon)
+{
+    struct standby_job *job = (struct standby_job *)base;
+    struct standbyd *standbyd = daemon;
+    int r = fault_point(FAULT_SWITCH_LOAD);
+    if (r == 0)
+        r = standbyd->restore ? restore_load(standbyd->restore, NULL)
+                              : error_set(-ENODATA, "load: there is no committed checkpoint");
+    remember(job, r);
+}
+
+static void deliver_load_done(struct note *note, void *daemon)
+{
+    standbyd_step(daemon, &((struct standby_job *)note)->event);
+}
+
+void standbyd_load(struct standbyd *standbyd)
+{
+    worker_submit(standbyd->hub.worker,
+                  &standby_job(EVENT_LOAD_DONE, NULL, run_load, deliver_load_done)->job);
+}
 
 static void run_takeover(struct job *base, void *daemon)
 {
     struct standby_job *job = (struct standby_job *)base;
     struct standbyd *standbyd = daemon;
     int r = fault_point(FAULT_TAKEOVER_ARBITRATED);
+    connect_network(standbyd);
     if (r == 0)
         r = standbyd->restore ? restore_takeover(standbyd->restore, &job->timing)
                               : error_set(-ENODATA, "takeover: there is no committed checkpoint");
@@ -254,72 +372,17 @@ static void run_halt(struct job *base, void *daemon)
 
 void standbyd_halt(struct standbyd *standbyd)
 {
+    standbyd->running = false;
     worker_submit(standbyd->hub.worker, job_new(sizeof(struct job), run_halt, NULL));
-}
-
-/* --- verify --- */
-
-struct verify_job {
-    struct job job;
-    uint64_t link;
-    struct wire_frame frame;
-    int code;
-    uint32_t differing;
-    uint64_t pages[WIRE_VERIFIED_MAX];
-    uint8_t payload[];
-};
-
-static void run_verify(struct job *base, void *daemon)
-{
-    struct verify_job *job = (struct verify_job *)base;
-    struct standbyd *standbyd = daemon;
-    struct message_verify verify;
-    job->code = message_verify_parse(&job->frame, &verify);
-    if (job->code == 0 && !standbyd->restore)
-        job->code = error_set(-ENODATA, "VERIFY: there is no checkpoint");
-    if (job->code == 0)
-        job->code = restore_verify(standbyd->restore, &verify, &job->differing, job->pages);
-}
-
-static void deliver_verified(struct note *note, void *daemon)
-{
-    struct verify_job *job = (struct verify_job *)note;
-    struct standbyd *standbyd = daemon;
-    struct message_verify verify;
-    struct role_status status;
-    uint8_t payload[sizeof(struct wire_verified) + WIRE_VERIFIED_MAX * sizeof(le64)];
-    standbyd->verifying = false;
-    if (job->code < 0 || message_verify_parse(&job->frame, &verify) < 0) {
-        struct role_event event = {.type = EVENT_LINK_DOWN,
-                                   .session = job->link,
-                                   .code = -EPROTO,
-                                   .text = "VERIFY could not be answered"};
-        standbyd_step(standbyd, &event);
-        links_disconnect(standbyd->hub.links, job->link);
-        return;
-    }
-    long length = message_verified_build(&verify, job->differing, job->pages, payload, sizeof payload);
-    standby_get_status(standbyd->machine, &status);
-    if (length > 0)
-        links_send(standbyd->hub.links, job->link, WIRE_VERIFIED, status.generation, job->frame.epoch,
-                   payload, (size_t)length);
-}
-
-void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
-{
-    struct verify_job *job = job_new(sizeof *job + frame->length, run_verify, deliver_verified);
-    standbyd->verifying = true;
-    job->link = link;
-    job->frame = *frame;
-    memcpy(job->payload, frame->payload, frame->length);
-    job->frame.payload = job->payload;
-    worker_submit(standbyd->hub.worker, &job->job);
 }
 
 static void run_close(struct job *base, void *daemon)
 {
+    struct standbyd *standbyd = daemon;
     (void)base;
-    discard(daemon);
+    discard(standbyd);
+    gate_close(standbyd->gate);
+    standbyd->gate = NULL;
 }
 
 void standbyd_close_guest(struct standbyd *standbyd)

@@ -20,6 +20,7 @@ json_t *standbyd_status(struct standbyd *standbyd)
 
     json_t *object = report_common(standbyd->hub.config, standbyd->running ? "primary" : "standby", &status,
                                    &links, clock_now_ns());
+    json_object_set_new(object, "events", events_status(standbyd->hub.events));
     json_object_set_new(object, "checkpoints", json_integer((json_int_t)stats.epochs));
     json_object_set_new(
         object, "applied",
@@ -28,6 +29,10 @@ json_t *standbyd_status(struct standbyd *standbyd)
                         json_pack("{s:I, s:I, s:I}", "configured_bytes", (json_int_t)stats.staging_bytes,
                                   "used_bytes", (json_int_t)stats.staged_bytes, "used_peak_bytes",
                                   (json_int_t)stats.staged_peak_bytes));
+    json_object_set_new(object, "disks",
+                        json_pack("{s:I, s:I, s:I}", "journal_bytes", (json_int_t)stats.journal_bytes,
+                                  "journal_peak_bytes", (json_int_t)stats.journal_peak_bytes, "applied_bytes",
+                                  (json_int_t)stats.disk_bytes_applied));
     json_object_set_new(object, "memory_bytes", json_integer((json_int_t)stats.memory_bytes));
     json_object_set_new(object, "sessions", json_integer((json_int_t)standbyd->sessions));
     json_object_set_new(
@@ -36,6 +41,8 @@ json_t *standbyd_status(struct standbyd *standbyd)
                   standbyd->probe_known ? json_integer((json_int_t)standbyd->probe) : json_null()));
     json_object_set_new(object, "guest",
                         json_pack("{s:i, s:b}", "pid", standbyd->guest_pid, "running", standbyd->running));
+    if (standbyd->hub.migration)
+        json_object_set(object, "migration", standbyd->hub.migration);
     if (standbyd->running) {
         const struct restore_timing *timing = &standbyd->timing;
         json_object_set_new(object, "takeover_ms",

@@ -113,17 +113,18 @@ static int apply_stage(struct restore *restore, uint64_t *ret_pages)
         apply.block_index = i;
         r = apply_block(&apply);
     }
+    if (r == 0 && restore->disks)
+        r = restore_disks_apply(restore->disks);
     if (r == 0)
         r = fault_point(FAULT_APPLY_END);
     *ret_pages = apply.total;
     return r;
 }
 
-/* The guest's memory is between two checkpoints now, so there is none. */
+/* The guest is between two checkpoints now, so there is none. */
 static void broke(struct restore *restore)
 {
-    account_close(&restore->account);
-    pool_cancel(&restore->staging.pool);
+    restore_abort(restore);
     state_drop_committed(&restore->state);
     scope_lock(&restore->lock);
     restore->commit = COMMIT_NONE;
@@ -137,7 +138,7 @@ int restore_apply(struct restore *restore)
     uint64_t pages = 0;
     int r = apply_stage(restore, &pages);
     if (r < 0) {
-        error_add(r, "applying epoch %" PRIu64 " to the guest's memory", restore->committed_epoch);
+        error_add(r, "applying epoch %" PRIu64 " to the guest", restore->committed_epoch);
         broke(restore);
     }
     staging_applied(&restore->staging);

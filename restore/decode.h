@@ -23,4 +23,9 @@ struct decode {
  * block of that many pages. -ENOSPC, -ECANCELED: staging. Else what the driver says. */
 int decode_pages(const struct decode *decode, struct message_pages *pages);
 
+/* Take a frame's changes to staging; never DECODE_DIRECT, and no commit may be waiting to be applied. As
+ * decode_pages(); -EPROTO also for a bad table of pages, -EBADMSG for a page whose sum is wrong in the end,
+ * since its base is not what the primary believes. */
+int decode_delta(const struct decode *decode, struct message_delta *delta);
+
 #endif

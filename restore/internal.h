@@ -4,6 +4,7 @@
 
 #include "restore/account.h"
 #include "restore/decode.h"
+#include "restore/disks.h"
 #include "restore/restore.h"
 #include "restore/staging.h"
 #include "restore/state.h"
@@ -30,6 +31,7 @@ struct restore {
     struct staging staging;
     struct account account;
     struct state state;
+    struct restore_disks *disks; /* NULL: the guest has none of its own */
 
     /* Change only while no frame is inside; account_enter() makes them visible to lanes. */
     uint32_t map[WIRE_BLOCKS_MAX];
@@ -37,6 +39,8 @@ struct restore {
     enum decode_way way;
 
     atomic_ullong direct_pages; /* of the present epoch, written to the guest */
+
+    bool loaded; /* the guest's thread: the target holds the device state and takes no other checkpoint */
 
     /* Leaf lock of what follows; never held together with that of account, state or staging. */
     pthread_mutex_t lock;

@@ -19,10 +19,14 @@
  * since there is nothing to keep. A full copy that follows a commit is staged, but a page that equals what
  * the guest already has takes no room.
  *
- * Threads: lanes' threads call restore_pages()/restore_state(); they block while staging is full only because
- * a committed epoch is still being applied. restore_expect(), restore_abort() and restore_get_stats() may be
- * called by any thread, restore_commit() by any that knows the former apply to be over; the guest's owner
- * thread calls the rest.
+ * Changes of disks likewise: they wait in a journal (a file), and go straight to the images only while
+ * nothing is committed. They are applied in the order of their numbers.
+ *
+ * Threads: lanes' threads call restore_frame() and what it calls; they block only because a committed epoch
+ * is still being applied (while staging is full, and for changes, whose base it is), and a change of a disk
+ * waits for those before it. restore_expect(), restore_abort() and restore_get_stats() may be called by any
+ * thread, restore_commit() by any that knows the former apply to be over; the guest's owner thread calls the
+ * rest.
  */
 struct restore;
 
@@ -30,12 +34,22 @@ struct restore_config {
     /* Bound on staged pages, two epochs together, and on the device state. 0: the guest's memory size. */
     size_t staging_bytes;
     /* A round that restore_expect() announced is complete (code 0) or wrong (-EBADMSG: sums, counts or state;
-     * text says what). On whichever thread completes it; must not call back into restore. */
+     * -ENOSPC and others: the journal cannot take it; text says what). With `commit` and code 0 the disks'
+     * half survives this process already. On whichever thread completes it; must not call back into restore.
+     */
     void (*round_complete)(void *ctx, uint64_t epoch, uint32_t round, bool commit, int code,
                            const char *text);
     void *ctx;
+    /* For a guest with disks: changes wait in the files PATH.0 and PATH.1 until their epoch is committed. */
+    const char *journal_path;
+    uint64_t journal_bytes_max; /* bound on both together; 0: 4 GiB */
+    bool journal_sync;          /* a commit's disks survive the host, too */
+    uint8_t vm_uuid[16];
+    /* What became of a journal that an earlier process left, in words, during restore_new(). May be NULL. */
+    void (*notice)(void *ctx, const char *text);
 };
 
+/* Applies what an earlier process committed in the journal and did not apply. */
 int restore_new(struct restore **ret_restore, struct vmm *target, const struct restore_config *config);
 void restore_free(struct restore *restore);
 
@@ -45,9 +59,14 @@ void restore_free(struct restore *restore);
 int restore_session(struct restore *restore, const uint32_t *map, uint32_t map_count);
 
 /* Frames of data lanes. Negative errno ends the session: -EPROTO (no such block, page out of bounds, wrong
- * epoch or round), -EBADMSG (does not decode), -ENOSPC (staging full), -ECANCELED (aborted). */
+ * epoch or round, changes where no checkpoint is; for disks the like), -EBADMSG (does not decode; changes of
+ * a page that is not what the primary believes), -ENOSPC (staging or journal full), -ECANCELED (aborted). A
+ * delta waits until the committed epoch is applied. */
+int restore_frame(struct restore *restore, const struct wire_frame *frame); /* of any type: as below */
 int restore_pages(struct restore *restore, const struct wire_frame *frame);
-int restore_state(struct restore *restore, const struct wire_frame *frame);
+int restore_delta(struct restore *restore, const struct wire_frame *frame);
+int restore_state(struct restore *restore, const struct wire_frame *frame); /* STATE and STATE_LZ4 */
+int restore_disk(struct restore *restore, const struct wire_frame *frame);
 
 /* ROUND or COMMIT arrived on the control lane: announce what the round must contain; round_complete()
  * follows, perhaps from within this call. `commit` is NULL for a live round. -EPROTO when out of order or
@@ -78,11 +97,19 @@ struct restore_timing {
 };
 int restore_takeover(struct restore *restore, struct restore_timing *ret_timing);
 
+/* The first half of it: the guest is left ready to run, by restore_takeover(), and can take no other
+ * checkpoint. Errors as there. */
+int restore_load(struct restore *restore, struct restore_timing *ret_timing);
+
 /* Compare the guest's pages with fingerprints taken on the primary at the committed epoch (which is applied
  * first, if need be). Writes up to WIRE_VERIFIED_MAX differing page numbers to ret_pages. -EPROTO: no such
  * block or pages. -ENODATA: nothing is committed. */
 int restore_verify(struct restore *restore, const struct message_verify *verify, uint32_t *ret_differing,
                    uint64_t *ret_pages);
+
+/* What the guest's disks have, for a primary that would rather not send it: a digest of WIRE_DIGEST_BYTES for
+ * each block that is wanted. While a session is up. -EPROTO: no such blocks. -ECANCELED: it is over. */
+int restore_disk_sums(struct restore *restore, const struct message_sums *wanted, uint8_t *ret_digests);
 
 /* The 8 bytes (little-endian) at a block and offset of the committed checkpoint (which is applied first, if
  * need be); they must not cross a page. -ENOENT: no such block. -ERANGE: not within it. -ENODATA. */
@@ -92,6 +119,8 @@ struct restore_stats {
     uint64_t committed_epoch;      /* 0: none */
     uint64_t epochs, pages, bytes; /* applied */
     uint64_t staged_bytes, staged_peak_bytes, staging_bytes;
+    uint64_t journal_bytes, journal_peak_bytes; /* changes of disks that wait, in files */
+    uint64_t disk_bytes_applied;
     uint64_t memory_bytes; /* all that restore holds: staging that has memory, indexes, states, buffers */
 };
 void restore_get_stats(struct restore *restore, struct restore_stats *ret_stats);

@@ -268,6 +268,11 @@ void staging_put(struct staging_writer *writer, uint64_t position, uint32_t entr
         chain_push(writer->staging, &writer->recycled, old - STAGE_SLOT);
 }
 
+void staging_return(struct staging_writer *writer, uint32_t slot)
+{
+    chain_push(writer->staging, &writer->recycled, slot);
+}
+
 static void stage_clear(struct staging *staging, struct stage *stage)
 {
     for (uint32_t group = 0; group < staging->groups; group++) {
@@ -316,6 +321,17 @@ void staging_applied(struct staging *staging)
     scope_lock(&staging->pool.lock);
     staging->pool.refill = false;
     pthread_cond_broadcast(&staging->pool.changed);
+}
+
+int staging_wait_applied(struct staging *staging)
+{
+    struct pool *pool = &staging->pool;
+    scope_lock(&pool->lock);
+    while (pool->refill && !pool->cancelled)
+        pthread_cond_wait(&pool->changed, &pool->lock);
+    if (pool->cancelled)
+        return error_set(-ECANCELED, "waiting for the last commit to be applied: the session was given up");
+    return 0;
 }
 
 uint64_t staging_committed_pages(struct staging *staging)

@@ -81,6 +81,8 @@ void staging_leave(struct staging_writer *writer);
 long staging_take(struct staging_writer *writer, unsigned pages, uint32_t *ret_slot);
 /* Get `pages` consecutive free slots if that costs nothing; else false. */
 bool staging_take_run(struct staging_writer *writer, unsigned pages, uint32_t *ret_slot);
+/* A slot that was taken and not put is free again. */
+void staging_return(struct staging_writer *writer, uint32_t slot);
 /* The stage now holds `entry` for the page; a slot that held it before is free. */
 void staging_put(struct staging_writer *writer, uint64_t position, uint32_t entry);
 /* Tell the stage that positions from `position` on, within one block, are about to be put. */
@@ -107,6 +109,9 @@ static inline struct stage *staging_committed(struct staging *staging)
 {
     return &staging->stages[!staging->filling];
 }
+
+/* Any thread: wait until the committed stage is applied, if it is not yet. -ECANCELED. */
+int staging_wait_applied(struct staging *staging);
 
 /* Pages that the committed stage holds. */
 uint64_t staging_committed_pages(struct staging *staging);

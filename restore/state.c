@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <lz4.h>
 #include <string.h>
 
 /* A buffer this large or smaller is kept for the next state, however small that is. */
@@ -71,6 +72,20 @@ static bool claim(struct state *state, uint64_t offset, uint64_t length)
     return taken == 0;
 }
 
+static int place(const struct message_state *piece, uint8_t *to)
+{
+    if (!piece->lz4) {
+        memcpy(to, piece->bytes, piece->length);
+        return 0;
+    }
+    int got = LZ4_decompress_safe((const char *)piece->bytes, (char *)to, (int)piece->body_bytes,
+                                  (int)piece->length);
+    if (got != (int)piece->length)
+        return error_set(-EBADMSG, "STATE_LZ4: %" PRIu32 " compressed bytes do not decode to %" PRIu32,
+                         piece->body_bytes, piece->length);
+    return 0;
+}
+
 int state_put(struct state *state, const struct message_state *piece)
 {
     struct state_buffer *buffer = &state->arriving;
@@ -87,9 +102,7 @@ int state_put(struct state *state, const struct message_state *piece)
                       piece->offset + piece->length - 1);
     pthread_mutex_unlock(&state->lock);
     /* Claimed bytes are this caller's alone, and nobody looks at them before the epoch is complete. */
-    if (r == 0)
-        memcpy(buffer->bytes + piece->offset, piece->bytes, piece->length);
-    return r;
+    return r < 0 ? r : place(piece, buffer->bytes + piece->offset);
 }
 
 bool state_any(struct state *state)

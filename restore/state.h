@@ -30,7 +30,8 @@ struct state {
 void state_init(struct state *state, uint64_t bound);
 void state_fini(struct state *state);
 
-/* -EPROTO: total or place contradict other pieces. -ENOSPC: over the bound. -ENOMEM. */
+/* -EPROTO: total or place contradict other pieces. -EBADMSG: its LZ4 block does not decode to the piece.
+ * -ENOSPC: over the bound. -ENOMEM. */
 int state_put(struct state *state, const struct message_state *piece);
 
 /* Did anything arrive? */

@@ -13,16 +13,20 @@ static uint64_t lap(uint64_t *mark)
     return *mark - before;
 }
 
-int restore_takeover(struct restore *restore, struct restore_timing *ret_timing)
+int restore_load(struct restore *restore, struct restore_timing *ret_timing)
 {
     const struct vmm_ops *ops = restore->target->ops;
-    struct restore_timing timing;
+    struct restore_timing timing = {0};
     uint64_t mark = clock_now_ns();
     restore_abort(restore);
 
     int r = restore_settle(restore, "taking over");
     if (r < 0)
         return r;
+    if (restore->disks) {
+        restore_disks_leave(restore->disks);
+        restore_disks_retire(restore->disks);
+    }
     timing.apply_ns = lap(&mark);
 
     const struct state_buffer *state = &restore->state.committed;
@@ -32,7 +36,20 @@ int restore_takeover(struct restore *restore, struct restore_timing *ret_timing)
     if (r < 0)
         return error_add(r, "loading the device state");
     timing.load_ns = lap(&mark);
+    restore->loaded = true;
+    if (ret_timing)
+        *ret_timing = timing;
+    return 0;
+}
 
+int restore_takeover(struct restore *restore, struct restore_timing *ret_timing)
+{
+    const struct vmm_ops *ops = restore->target->ops;
+    struct restore_timing timing = {0};
+    int r = restore->loaded ? 0 : restore_load(restore, &timing);
+    if (r < 0)
+        return r;
+    uint64_t mark = clock_now_ns();
     r = fault_point(FAULT_TAKEOVER_RUN);
     if (r == 0)
         r = ops->run(restore->target);

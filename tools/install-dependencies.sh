@@ -8,9 +8,13 @@ set -eu
 packages="
 build-essential meson ninja-build pkg-config
 liburing-dev liblz4-dev libssl-dev libxxhash-dev libjansson-dev libinih-dev libsystemd-dev libcmocka-dev
+libcurl4-openssl-dev libnbd-dev libnetfilter-queue-dev libmnl-dev libnl-3-dev libnl-route-3-dev nftables iptables
 clang libclang-rt-14-dev
 scdoc
 qemu-system-x86 cpio openssl iproute2 python3 util-linux procps
+binutils e2fsprogs qemu-utils redis-tools etcd-server libfaketime
+resource-agents libxml2-utils
+libvirt-dev libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
 "
 
 missing=

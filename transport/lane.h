@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_TRANSPORT_LANE_H
 #define UNDERSTUDY_TRANSPORT_LANE_H
 
+#include "transport/pacer.h"
 #include "transport/tls.h"
 #include "wire/frame.h"
 
@@ -55,6 +56,7 @@ struct lane_config {
     uint32_t buffer_bytes; /* plaintext buffer for produce(), at least one whole frame; 0: 1 MiB */
     enum lane_zerocopy { LANE_ZEROCOPY_AUTO, LANE_ZEROCOPY_OFF, LANE_ZEROCOPY_ON } zerocopy;
     bool no_ktls;
+    struct pacer *pacer;  /* produce() is called no sooner than this says; shared, outlives the lane; NULL */
     uint64_t rekey_bytes; /* change the sending key after so many; 0: 64 GiB */
 };
 

@@ -93,6 +93,7 @@ struct lane_send {
     struct wire_writer writer; /* over the plaintext buffer */
     size_t sealed;             /* of writer.used, already in a send buffer */
     bool dry;                  /* produce() had nothing; ask again after a kick */
+    uint64_t paced_until_ns;   /* the pacer allows nothing before; 0: it was not asked, or does */
 
     bool ktls;
     bool registered; /* the kernel took the buffers as fixed buffers */

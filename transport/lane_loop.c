@@ -279,6 +279,8 @@ static int turn(struct lane *lane, bool wait)
         uint64_t stall_ns = (uint64_t)lane->config.stall_ms * NS_PER_MS;
         if (lane->send.in_flight && stall_ns && now_ns + stall_ns / 4 < until_ns)
             until_ns = now_ns + stall_ns / 4;
+        if (lane->send.paced_until_ns && lane->send.paced_until_ns < until_ns)
+            until_ns = lane->send.paced_until_ns;
         uint64_t left_ns = until_ns > now_ns ? until_ns - now_ns : 0;
         struct __kernel_timespec timeout = {.tv_sec = (long long)(left_ns / NS_PER_S),
                                             .tv_nsec = (long long)(left_ns % NS_PER_S)};

@@ -276,6 +276,14 @@ static int seal(struct lane *lane)
     return 0;
 }
 
+/* Is it too early to produce? The lane wakes by itself when it is not any more. */
+static bool too_early(struct lane *lane)
+{
+    if (lane->config.pacer)
+        lane->send.paced_until_ns = pacer_begin(lane->config.pacer, clock_now_ns());
+    return lane->send.paced_until_ns;
+}
+
 /* Let the producer write until it has nothing more or a good batch is there. */
 static int produce(struct lane *lane)
 {
@@ -283,12 +291,14 @@ static int produce(struct lane *lane)
     struct wire_writer *writer = &send->writer;
     uint64_t sequence = writer->sequence;
     int r = 0;
-    while (writer->used < PRODUCE_BATCH_BYTES) {
+    while (writer->used < PRODUCE_BATCH_BYTES && !too_early(lane)) {
         /* Taken before asking: a kick that comes while produce() looks must lead to another look. */
         if (atomic_exchange(&lane->kicked, false))
             send->dry = false;
         size_t before = writer->used;
         r = lane->config.ops->produce(lane->config.ctx, lane, writer);
+        if (lane->config.pacer)
+            pacer_end(lane->config.pacer, writer->used - before);
         if (r <= 0) {
             /* A producer that found too little room says 0 as well: ask again with an empty buffer. */
             send->dry = r == 0 && before == 0;
@@ -352,6 +362,7 @@ int lane_send_pump(struct lane *lane, bool producing)
 {
     struct lane_send *send = &lane->send;
     struct wire_writer *writer = &send->writer;
+    send->paced_until_ns = 0;
     if (send->error || (send->ktls && !take_buffer(send)))
         return 0;
     producing = producing && may_produce(lane);
@@ -369,7 +380,7 @@ int lane_send_pump(struct lane *lane, bool producing)
         if (!send->in_flight)
             start_send(lane);
     }
-    bool more = producing && !send->dry;
+    bool more = producing && !send->dry && !send->paced_until_ns;
     if (!send->ktls)
         more = more || writer->used;
     else if (send->filling && send->filling->used)

@@ -15,7 +15,8 @@
  * vmm/memory (a guest that is nothing but memory, for tests and benchmarks).
  *
  * Threads: every guest has one owner thread, which makes all calls, except that read() of a source, and
- * write(), zero() and read() of a target, may be called from several threads at once (for disjoint pages).
+ * write(), zero() and read() of a target, may be called from several threads at once (for disjoint pages),
+ * and that the disk calls say for themselves.
  * Errors: negative errno with error_text() set, unless a comment says otherwise. A failed call on a source
  * never leaves the guest stopped, unless the guest itself is lost.
  */
@@ -49,6 +50,40 @@ void vmm_ranges_free(struct vmm_ranges *ranges);
 uint64_t vmm_ranges_pages(const struct vmm_ranges *ranges);
 
 /*
+ * A writable disk of the guest that belongs to this host alone, so that the standby needs a copy. Read-only
+ * disks and disks that were declared shared are not listed. The text of the description names each with its
+ * size ("disk NAME BYTES"), so that the lists of both hosts are the same, in the same order.
+ */
+#define VMM_DISKS_MAX   32
+#define VMM_DISK_SECTOR 512u
+
+struct vmm_disk {
+    char name[128]; /* the guest device's: QEMU's qdev id or QOM path */
+    uint64_t bytes; /* multiple of VMM_DISK_SECTOR */
+};
+
+enum vmm_disk_op {
+    VMM_DISK_WRITE,
+    VMM_DISK_ZERO,    /* reads as zeros from now on */
+    VMM_DISK_DISCARD, /* the guest does not need it any more */
+};
+
+/*
+ * Who is told of changes of a source's disks. All calls come on threads of the driver's, one for each disk.
+ */
+struct vmm_disk_sink {
+    /* The guest changed a disk. The change completes for the guest only when this returns, so waiting here
+     * slows the guest's writes; between pause() and resume() it must not wait. `data` is NULL but for
+     * VMM_DISK_WRITE, and valid during the call. Cannot fail: what cannot be kept must be remembered as
+     * changed, and read again later. */
+    void (*change)(void *ctx, uint32_t disk, enum vmm_disk_op op, uint64_t offset, uint64_t bytes,
+                   const void *data);
+    /* Changes of this disk are not told any more (the mirror ended); once for each disks_open(). */
+    void (*lost)(void *ctx, uint32_t disk, const char *why);
+    void *ctx;
+};
+
+/*
  * What must be equal on both hosts. `text` has one "key value" line for each fact (driver, version, machine
  * type, accelerator-independent device list); the standby compares it line by line with its own and names
  * the first line that differs. Owned by the guest; valid until close/discard.
@@ -57,6 +92,8 @@ struct vmm_description {
     const struct vmm_block *blocks;
     size_t block_count;
     const char *text;
+    const struct vmm_disk *disks; /* those that the engine replicates; in the order of their names */
+    size_t disk_count;
 };
 
 enum vmm_event {
@@ -104,8 +141,23 @@ struct vmm_ops {
     int (*save_end)(struct vmm *, const void **ret_state, size_t *ret_bytes);
     /* Undo pause(): the guest runs again, unless somebody else had stopped it before. */
     int (*resume)(struct vmm *);
+    /* From now on tell `sink` (copied) of every change of every disk. Also makes good what sink->lost()
+     * reported. After pause() returned, every change that the guest had seen complete has been told. */
+    int (*disks_open)(struct vmm *, const struct vmm_disk_sink *sink);
+    /* Tell nothing any more; afterwards no call into the sink is under way. The guest's disks stay as they
+     * are. close() does so too. */
+    void (*disks_close)(struct vmm *);
 
-    /* target */
+    /* both: read a disk as the guest would. Source: by one thread at a time, any, between disks_open() and
+     * disks_close(); of a running guest, the result may be torn by a change that has not been told yet.
+     * Target: before load(). */
+    int (*disk_read)(struct vmm *, uint32_t disk, uint64_t offset, size_t bytes, void *to);
+
+    /* target; the disk calls by one thread at a time, any, before load(), which flushes. `op` is not
+     * VMM_DISK_WRITE in disk_zero(). */
+    int (*disk_write)(struct vmm *, uint32_t disk, uint64_t offset, size_t bytes, const void *from);
+    int (*disk_zero)(struct vmm *, uint32_t disk, enum vmm_disk_op op, uint64_t offset, uint64_t bytes);
+    int (*disk_flush)(struct vmm *);
     int (*write)(struct vmm *, const struct vmm_range *ranges, size_t count, const void *from);
     /* Make the pages read as zeros, taking no memory where that is possible. */
     int (*zero)(struct vmm *, const struct vmm_range *range);
@@ -133,5 +185,13 @@ static inline void vmm_close(struct vmm *vmm)
  * order: ret_map[i] becomes the target's index of the source's block i. */
 int vmm_description_match(const struct vmm_description *source, const struct vmm_description *target,
                           uint32_t ret_map[VMM_BLOCKS_MAX]);
+
+/* All lines of the texts that only one of the two has, those of the source with "-" in front, the target's
+ * with "+", sorted so that the two values of one thing stand together; at most VMM_DIFF_LINES, each cut to
+ * VMM_DIFF_COLUMNS characters, those that a terminal would obey replaced. NULL: no memory. The caller frees
+ * it. */
+#define VMM_DIFF_LINES   64
+#define VMM_DIFF_COLUMNS 200
+char *vmm_description_diff(const struct vmm_description *source, const struct vmm_description *target);
 
 #endif

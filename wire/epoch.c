@@ -95,9 +95,11 @@ int message_commit_parse(const struct wire_frame *frame, struct message_commit *
     TRY(r, check_bounds(frame, "reserved", from_le32(wire.reserved), 0, 0));
     TRY(r, take_totals(frame, &wire.totals, &commit.totals));
     TRY(r, check_bounds(frame, "state_bytes", commit.state_bytes, 1, WIRE_STATE_MAX));
-    /* The state came in frames of the final round. */
+    /* The state came in frames of the final round, compressed at best. */
     TRY(r, check_bounds(frame, "totals.bytes", commit.totals.bytes,
-                        commit.state_bytes + sizeof(struct wire_state), UINT64_MAX));
+                        (commit.state_bytes + WIRE_LZ4_RATIO_MAX - 1) / WIRE_LZ4_RATIO_MAX +
+                            sizeof(struct wire_state),
+                        UINT64_MAX));
     if (r < 0)
         return r;
     *ret_commit = commit;
@@ -211,18 +213,49 @@ long message_verified_build(const struct message_verify *verify, uint32_t differ
     return (long)length;
 }
 
-int message_state_parse(const struct wire_frame *frame, struct message_state *ret_state)
+static int take_plain_state(const struct wire_frame *frame, struct message_state *state)
 {
     struct wire_state wire;
     int r = check_fixed(frame, WIRE_STATE, &wire, sizeof wire);
     if (r < 0)
         return r;
-    struct message_state state = {
+    uint32_t length = frame->length - (uint32_t)sizeof wire;
+    *state = (struct message_state){
         .offset = from_le64(wire.offset),
         .total = from_le64(wire.total),
+        .length = length,
         .bytes = frame->payload + sizeof wire,
-        .length = frame->length - (uint32_t)sizeof wire,
+        .body_bytes = length,
     };
+    return 0;
+}
+
+static int take_lz4_state(const struct wire_frame *frame, struct message_state *state)
+{
+    struct wire_state_lz4 wire;
+    int r = check_fixed(frame, WIRE_STATE_LZ4, &wire, sizeof wire);
+    if (r < 0)
+        return r;
+    *state = (struct message_state){
+        .offset = from_le64(wire.offset),
+        .total = from_le64(wire.total),
+        .length = from_le32(wire.raw_bytes),
+        .lz4 = true,
+        .bytes = frame->payload + sizeof wire,
+        .body_bytes = frame->length - (uint32_t)sizeof wire,
+    };
+    TRY(r, check_bounds(frame, "reserved", from_le32(wire.reserved), 0, 0));
+    TRY(r, check_bounds(frame, "raw_bytes", state->length, 1, WIRE_STATE_PIECE_MAX));
+    TRY(r, check_bounds(frame, "lz4 block", state->body_bytes, 1, state->length));
+    return r;
+}
+
+int message_state_parse(const struct wire_frame *frame, struct message_state *ret_state)
+{
+    struct message_state state;
+    int r = frame->type == WIRE_STATE_LZ4 ? take_lz4_state(frame, &state) : take_plain_state(frame, &state);
+    if (r < 0)
+        return r;
     TRY(r, check_bounds(frame, "total", state.total, 1, WIRE_STATE_MAX));
     TRY(r, check_bounds(frame, "length of the piece", state.length, 1, state.total));
     TRY(r, check_bounds(frame, "offset", state.offset, 0, state.total - state.length));
@@ -235,6 +268,13 @@ int message_state_parse(const struct wire_frame *frame, struct message_state *re
 size_t message_state_build(uint64_t offset, uint64_t total, void *to)
 {
     struct wire_state wire = {to_le64(offset), to_le64(total)};
+    memcpy(to, &wire, sizeof wire);
+    return sizeof wire;
+}
+
+size_t message_state_lz4_build(uint64_t offset, uint64_t total, uint32_t raw_bytes, void *to)
+{
+    struct wire_state_lz4 wire = {to_le64(offset), to_le64(total), to_le32(raw_bytes), to_le32(0)};
     memcpy(to, &wire, sizeof wire);
     return sizeof wire;
 }

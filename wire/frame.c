@@ -52,9 +52,21 @@ static const struct rule {
                        sizeof(struct wire_verified) + WIRE_VERIFIED_MAX * sizeof(le64)},
     [WIRE_GOODBYE] = {FROM_PRIMARY | FROM_STANDBY | ON_CONTROL, sizeof(struct wire_goodbye),
                       sizeof(struct wire_goodbye)},
+    [WIRE_SWITCH] = {FROM_PRIMARY | ON_CONTROL, 0, 0},
+    [WIRE_LOADED] = {FROM_STANDBY | ON_CONTROL, 0, 0},
+    [WIRE_HANDOVER] = {FROM_PRIMARY | ON_CONTROL, 0, 0},
+    [WIRE_STARTED] = {FROM_STANDBY | ON_CONTROL, 0, 0},
+    [WIRE_SUMS_WANTED] = {FROM_PRIMARY | ON_CONTROL, sizeof(struct wire_sums), sizeof(struct wire_sums)},
+    [WIRE_SUMS] = {FROM_STANDBY | ON_CONTROL, sizeof(struct wire_sums) + WIRE_DIGEST_BYTES,
+                   sizeof(struct wire_sums) + WIRE_SUMS_MAX *WIRE_DIGEST_BYTES},
     [WIRE_PAGES] = {FROM_PRIMARY | ON_DATA, sizeof(struct wire_pages) + sizeof(struct wire_run),
                     WIRE_PAYLOAD_MAX},
     [WIRE_STATE] = {FROM_PRIMARY | ON_DATA, sizeof(struct wire_state) + 1, WIRE_PAYLOAD_MAX},
+    [WIRE_DELTA] = {FROM_PRIMARY | ON_DATA, sizeof(struct wire_delta) + 1, WIRE_PAYLOAD_MAX},
+    [WIRE_DISK] = {FROM_PRIMARY | ON_DATA, sizeof(struct wire_disk) + sizeof(struct wire_disk_record),
+                   WIRE_PAYLOAD_MAX},
+    [WIRE_STATE_LZ4] = {FROM_PRIMARY | ON_DATA, sizeof(struct wire_state_lz4) + 1,
+                        sizeof(struct wire_state_lz4) + WIRE_STATE_PIECE_MAX},
 };
 static_assert(sizeof(struct wire_describe) + WIRE_BLOCKS_MAX * sizeof(struct wire_block) +
                       WIRE_DESCRIPTION_MAX <=

@@ -100,14 +100,31 @@ int message_verified_parse(const struct wire_frame *frame, struct message_verifi
 long message_verified_build(const struct message_verify *verify, uint32_t differing, const uint64_t *pages,
                             void *to, size_t room);
 
+/* SUMS_WANTED, whose `digests` is NULL, and SUMS. */
+struct message_sums {
+    uint32_t disk, count;
+    uint64_t first;
+    const uint8_t *digests; /* count x WIRE_DIGEST_BYTES */
+};
+int message_sums_wanted_parse(const struct wire_frame *frame, struct message_sums *ret_sums);
+int message_sums_parse(const struct wire_frame *frame, struct message_sums *ret_sums);
+/* The payload's head; the digests of a SUMS follow it. */
+void message_sums_build(const struct message_sums *sums, struct wire_sums *ret_wire);
+/* SHA-256 of `length` bytes. -ENOMEM. */
+int wire_digest(const void *bytes, size_t length, uint8_t ret_digest[WIRE_DIGEST_BYTES]);
+
+/* A piece of the device state, of a STATE or of a STATE_LZ4; to decompress the latter is for the caller. */
 struct message_state {
     uint64_t offset, total;
-    const uint8_t *bytes;
-    uint32_t length;
+    uint32_t length; /* of the piece, decompressed; offset + length is at most total */
+    bool lz4;
+    const uint8_t *bytes; /* as they came: the piece, or one LZ4 block */
+    uint32_t body_bytes;  /* of those: 1..length */
 };
 int message_state_parse(const struct wire_frame *frame, struct message_state *ret_state);
-/* Writes the fixed part, sizeof(struct wire_state) bytes, which it returns; the piece's bytes follow. */
+/* Write the fixed part of a STATE or STATE_LZ4, and return its length; the piece's bytes or block follow. */
 size_t message_state_build(uint64_t offset, uint64_t total, void *to);
+size_t message_state_lz4_build(uint64_t offset, uint64_t total, uint32_t raw_bytes, void *to);
 
 /*
  * Pages. parse() checks the whole table (run count, encodings, body lengths that add up to the payload, page
@@ -134,5 +151,57 @@ bool message_pages_next(struct message_pages *pages, struct message_run *ret_run
  * at which the bodies go, in the order of the runs. */
 size_t message_pages_build(uint32_t block, uint32_t round, const struct message_run *runs, unsigned run_count,
                            void *to);
+
+/*
+ * What changed inside pages. parse() checks what can be checked before the body is decompressed, which is for
+ * the caller; open() then checks the table of the decompressed body (pages ascending and below 2^52, each
+ * with a change, blocks that add up to raw_bytes), and next() walks it.
+ */
+#define MESSAGE_DELTA_RAW_MAX (WIRE_DELTA_PAGES_MAX * (sizeof(struct wire_delta_page) + WIRE_PAGE_BYTES))
+
+struct message_delta {
+    uint32_t block, round, page_count, raw_bytes;
+    uint8_t encoding;
+    const uint8_t *body; /* as it came: compressed, or `raw_bytes` of it */
+    uint32_t body_bytes;
+    const uint8_t *table, *blocks; /* internal to next() */
+    uint32_t taken;
+};
+struct message_delta_page {
+    uint64_t page, changed, sum;
+    const uint8_t *blocks; /* WIRE_DELTA_BLOCK bytes for each bit of `changed` */
+};
+int message_delta_parse(const struct wire_frame *frame, struct message_delta *ret_delta);
+/* `raw`: raw_bytes bytes, which must stay while next() is called. */
+int message_delta_open(struct message_delta *delta, const uint8_t *raw);
+/* False at the end. */
+bool message_delta_next(struct message_delta *delta, struct message_delta_page *ret_page);
+/* Writes the fixed part (block, round, page_count, raw_bytes, encoding) and returns where the body goes. */
+size_t message_delta_build(const struct message_delta *delta, void *to);
+
+/*
+ * Changes of disks. parse() checks the whole table (record count, ops, whole sectors that end at
+ * WIRE_DISK_END_MAX at most, body lengths that add up to the payload); then next() walks it. Whether disk and
+ * sectors exist in the guest is for the caller, who knows the guest.
+ */
+struct message_disk {
+    uint32_t round, record_count;
+    uint64_t first;                /* number of the first record in the epoch */
+    const uint8_t *records, *body; /* internal to next() */
+    uint32_t taken;
+};
+struct message_disk_record {
+    uint64_t offset, bytes;
+    uint8_t disk, op;
+    const uint8_t *body;
+    uint32_t body_bytes;
+};
+int message_disk_parse(const struct wire_frame *frame, struct message_disk *ret_disk);
+/* False at the end. */
+bool message_disk_next(struct message_disk *disk, struct message_disk_record *ret_record);
+/* Writes the fixed part and the table of `records` (their `body` pointers are not looked at); returns the
+ * offset at which the bodies go, in the order of the records. */
+size_t message_disk_build(uint32_t round, uint64_t first, const struct message_disk_record *records,
+                          unsigned record_count, void *to);
 
 #endif

@@ -4,11 +4,30 @@
 #include "base/scope.h"
 
 static const char *const type_names[] = {
-    [WIRE_HELLO] = "HELLO",       [WIRE_WELCOME] = "WELCOME",       [WIRE_REFUSE] = "REFUSE",
-    [WIRE_DESCRIBE] = "DESCRIBE", [WIRE_ACCEPT] = "ACCEPT",         [WIRE_HEARTBEAT] = "HEARTBEAT",
-    [WIRE_ROUND] = "ROUND",       [WIRE_ROUND_DONE] = "ROUND_DONE", [WIRE_COMMIT] = "COMMIT",
-    [WIRE_ACK] = "ACK",           [WIRE_VERIFY] = "VERIFY",         [WIRE_VERIFIED] = "VERIFIED",
-    [WIRE_GOODBYE] = "GOODBYE",   [WIRE_PAGES] = "PAGES",           [WIRE_STATE] = "STATE",
+    [WIRE_HELLO] = "HELLO",
+    [WIRE_WELCOME] = "WELCOME",
+    [WIRE_REFUSE] = "REFUSE",
+    [WIRE_DESCRIBE] = "DESCRIBE",
+    [WIRE_ACCEPT] = "ACCEPT",
+    [WIRE_HEARTBEAT] = "HEARTBEAT",
+    [WIRE_ROUND] = "ROUND",
+    [WIRE_ROUND_DONE] = "ROUND_DONE",
+    [WIRE_COMMIT] = "COMMIT",
+    [WIRE_ACK] = "ACK",
+    [WIRE_VERIFY] = "VERIFY",
+    [WIRE_VERIFIED] = "VERIFIED",
+    [WIRE_GOODBYE] = "GOODBYE",
+    [WIRE_PAGES] = "PAGES",
+    [WIRE_STATE] = "STATE",
+    [WIRE_DELTA] = "DELTA",
+    [WIRE_DISK] = "DISK",
+    [WIRE_STATE_LZ4] = "STATE_LZ4",
+    [WIRE_SWITCH] = "SWITCH",
+    [WIRE_LOADED] = "LOADED",
+    [WIRE_HANDOVER] = "HANDOVER",
+    [WIRE_STARTED] = "STARTED",
+    [WIRE_SUMS_WANTED] = "SUMS_WANTED",
+    [WIRE_SUMS] = "SUMS",
 };
 
 const char *wire_type_name(uint8_t type)

@@ -49,9 +49,19 @@ enum wire_type {
     WIRE_VERIFY = 11, /* P  fingerprints of pages at the epoch in the header: struct wire_verify, le64 each */
     WIRE_VERIFIED = 12, /* S  struct wire_verified, le64 page numbers */
     WIRE_GOODBYE = 13,  /* PS orderly end: struct wire_goodbye */
+    WIRE_SWITCH =
+        14, /* P  the committed epoch in the header is this guest's last here: load it, do not run */
+    WIRE_LOADED = 15,      /* S  done; nothing follows */
+    WIRE_HANDOVER = 16,    /* P  run it: the guest here does not any more */
+    WIRE_STARTED = 17,     /* S  it runs, by the generation in the header */
+    WIRE_SUMS_WANTED = 18, /* P  what do you have there already? struct wire_sums */
+    WIRE_SUMS = 19,        /* S  struct wire_sums as in the question, WIRE_DIGEST_BYTES for each block */
     /* data lanes, P */
-    WIRE_PAGES = 32, /* struct wire_pages, its runs, their bodies */
-    WIRE_STATE = 33, /* a piece of the device state: struct wire_state, bytes */
+    WIRE_PAGES = 32,     /* struct wire_pages, its runs, their bodies */
+    WIRE_STATE = 33,     /* a piece of the device state: struct wire_state, bytes */
+    WIRE_DELTA = 34,     /* what changed inside pages: struct wire_delta, one body */
+    WIRE_DISK = 35,      /* changes of the disks, in order: struct wire_disk, its records, their bodies */
+    WIRE_STATE_LZ4 = 36, /* a piece of the device state: struct wire_state_lz4, one LZ4 block */
 };
 
 struct wire_header {
@@ -74,9 +84,16 @@ static_assert(offsetof(struct wire_header, header_sum) == 56, "wire_header.heade
 
 /* Features. A bit in `required` that the standby does not know is refused; `optional` bits are intersected.
  */
-#define WIRE_FEATURE_LZ4    (1ull << 0) /* optional: WIRE_RUN_LZ4 may be used */
-#define WIRE_FEATURE_VERIFY (1ull << 1) /* optional: WIRE_VERIFY may be used */
-#define WIRE_FEATURES_KNOWN (WIRE_FEATURE_LZ4 | WIRE_FEATURE_VERIFY)
+#define WIRE_FEATURE_LZ4       (1ull << 0) /* optional: WIRE_RUN_LZ4 may be used */
+#define WIRE_FEATURE_VERIFY    (1ull << 1) /* optional: WIRE_VERIFY may be used */
+#define WIRE_FEATURE_DELTA     (1ull << 2) /* optional: WIRE_DELTA may be used */
+#define WIRE_FEATURE_DISK      (1ull << 3) /* required by a guest with disks of its own: WIRE_DISK is used */
+#define WIRE_FEATURE_STATE_LZ4 (1ull << 4) /* optional: WIRE_STATE_LZ4 may be used */
+#define WIRE_FEATURE_SWITCH    (1ull << 5) /* optional: WIRE_SWITCH and WIRE_HANDOVER may be used */
+#define WIRE_FEATURE_DISK_SUMS (1ull << 6) /* optional: WIRE_SUMS_WANTED may be used */
+#define WIRE_FEATURES_KNOWN                                                                                  \
+    (WIRE_FEATURE_LZ4 | WIRE_FEATURE_VERIFY | WIRE_FEATURE_DELTA | WIRE_FEATURE_DISK |                       \
+     WIRE_FEATURE_STATE_LZ4 | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS)
 
 struct wire_hello {
     le16 version_min, version_max;
@@ -156,7 +173,7 @@ static_assert(sizeof(struct wire_heartbeat) == 16, "wire_heartbeat");
 
 /* What a round brought, summed over the data lanes. */
 struct wire_totals {
-    le64 frames; /* data frames, WIRE_PAGES and WIRE_STATE */
+    le64 frames; /* data frames, of every type */
     le64 pages;
     le64 bytes; /* payload bytes of those frames */
     le64 sum;   /* of their header sums, mod 2^64 */
@@ -211,6 +228,22 @@ enum wire_goodbye_reason {
     WIRE_GOODBYE_GUEST_FAILED = 3, /* the guest crashed: take over */
 };
 
+/*
+ * Blocks of a disk, of WIRE_SUMS_BLOCK bytes each (the last of a disk may be shorter). A digest is SHA-256 of
+ * a block's content (FIPS 180-4): a guest can choose what is on its disks, and must not be able to make two
+ * contents that pass for one.
+ */
+#define WIRE_SUMS_BLOCK   65536u
+#define WIRE_SUMS_MAX     512u
+#define WIRE_DIGEST_BYTES 32u
+
+struct wire_sums {
+    le32 disk;  /* index, below WIRE_DISKS_MAX */
+    le32 count; /* blocks, 1..WIRE_SUMS_MAX */
+    le64 first; /* block */
+};
+static_assert(sizeof(struct wire_sums) == 16, "wire_sums");
+
 struct wire_goodbye {
     le32 reason;
     le32 reserved;
@@ -254,6 +287,93 @@ struct wire_state {
     /* bytes to the end of the payload, at least 1 */
 };
 static_assert(sizeof(struct wire_state) == 16, "wire_state");
+
+#define WIRE_STATE_PIECE_MAX (256u * 1024) /* of a compressed piece, decompressed */
+#define WIRE_LZ4_RATIO_MAX   255u          /* no byte of an LZ4 block stands for more than this */
+
+struct wire_state_lz4 {
+    le64 offset;    /* of this piece in the device state */
+    le64 total;     /* as in wire_state */
+    le32 raw_bytes; /* of the decompressed piece, 1..WIRE_STATE_PIECE_MAX */
+    le32 reserved;
+    /* to the end of the payload one LZ4 block that decodes to exactly raw_bytes, at most as long as they are
+     */
+};
+static_assert(sizeof(struct wire_state_lz4) == 24, "wire_state_lz4");
+
+/*
+ * WIRE_DELTA payload: wire_delta | body
+ *
+ * The body, once decompressed, is `raw_bytes` long:
+ *
+ *     page_count x wire_delta_page | blocks of page 0 | blocks of page 1 | ...
+ *
+ * Each page is cut into 64 blocks of WIRE_DELTA_BLOCK bytes; a set bit n in `changed` says that block n
+ * follows, in the order of the bits, as the exclusive-or of its old and its new content. The base is the page
+ * as the standby has it: as it arrived earlier in the same epoch, else as it is in the last committed
+ * checkpoint. `sum` is XXH3-64 of the whole new page, so that a base that is not what the primary believed is
+ * seen.
+ */
+#define WIRE_DELTA_BLOCK     64u
+#define WIRE_DELTA_PAGES_MAX 64u
+
+enum wire_delta_encoding {
+    WIRE_DELTA_RAW = 0, /* the body as it is */
+    WIRE_DELTA_LZ4 = 1, /* one LZ4 block that decodes to exactly raw_bytes */
+};
+
+struct wire_delta {
+    le32 block; /* index into the blocks of WIRE_DESCRIBE */
+    le32 round;
+    le32 page_count; /* 1..WIRE_DELTA_PAGES_MAX */
+    le32 raw_bytes;  /* of the decompressed body */
+    uint8_t encoding;
+    uint8_t reserved[7];
+};
+static_assert(sizeof(struct wire_delta) == 24, "wire_delta");
+
+struct wire_delta_page {
+    le64 page;    /* within the block; ascending */
+    le64 changed; /* bit n: block n follows; not 0 */
+    le64 sum;     /* XXH3-64 of the new page */
+};
+static_assert(sizeof(struct wire_delta_page) == 24, "wire_delta_page");
+
+/*
+ * WIRE_DISK payload: wire_disk | record_count x wire_disk_record | bodies, in the order of the records
+ *
+ * The changes of an epoch are numbered from 0, over all its rounds; they are applied in that order, whatever
+ * lane each frame took. The frames of one lane carry ascending numbers.
+ */
+#define WIRE_DISKS_MAX     32
+#define WIRE_DISK_SECTOR   512u
+#define WIRE_DISK_BODY_MAX (256u * 1024) /* data of one record, before compression */
+#define WIRE_DISK_END_MAX  (1ull << 62)  /* offset + bytes */
+
+enum wire_disk_op {
+    WIRE_DISK_RAW = 0,     /* body: the data */
+    WIRE_DISK_LZ4 = 1,     /* body: one LZ4 block that decodes to exactly `bytes` */
+    WIRE_DISK_ZERO = 2,    /* no body: reads as zeros from now on */
+    WIRE_DISK_DISCARD = 3, /* no body: the guest does not need it any more; reads as zeros */
+};
+
+struct wire_disk {
+    le32 round;
+    le32 record_count; /* at least 1 */
+    le64 first;        /* number of the first record in the epoch; the others follow one by one */
+};
+static_assert(sizeof(struct wire_disk) == 16, "wire_disk");
+
+struct wire_disk_record {
+    le64 offset; /* bytes, a multiple of WIRE_DISK_SECTOR */
+    le64 bytes;  /* at least 1 sector, a multiple; with a body at most WIRE_DISK_BODY_MAX */
+    le32 body;   /* bytes: `bytes` for raw, 1..bytes for lz4, 0 for zero and discard */
+    uint8_t
+        disk;   /* index into the disks of the guest, in the order of its description; below WIRE_DISKS_MAX */
+    uint8_t op; /* enum wire_disk_op */
+    le16 reserved;
+};
+static_assert(sizeof(struct wire_disk_record) == 24, "wire_disk_record");
 
 /* The type's name for messages ("COMMIT"), "?" for an unknown one. */
 const char *wire_type_name(uint8_t type);

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/qemu/describe.h"
+#include "vmm/qemu/disks.h"
 #include "vmm/qemu/qmp.h"
 
 #include <errno.h>
@@ -91,8 +92,13 @@ static void talk(void)
     if ((r = describe_machine(qmp, &machine)) < 0)
         FAILED_WITH_WORDS(r);
     fuzz_require((r == 0) == (machine != NULL));
+    struct qemu_disks *disks cleanup_free = calloc(1, sizeof *disks);
+    fuzz_require(disks != NULL);
     error_clear();
-    if ((r = describe_guest(qmp, &description)) < 0)
+    if ((r = disks_find(qmp, NULL, disks)) < 0)
+        FAILED_WITH_WORDS(r);
+    error_clear();
+    if ((r = describe_guest(qmp, disks, &description)) < 0)
         FAILED_WITH_WORDS(r);
     fuzz_require((r == 0) == (description != NULL));
     (void)qmp_drain(qmp);

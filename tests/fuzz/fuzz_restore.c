@@ -29,10 +29,12 @@ enum operation {
     OP_PAGES,
     OP_PAGES_AGAIN, /* so that a random byte means pages more often */
     OP_STATE,
+    OP_STATE_LZ4,
     OP_ROUND,
     OP_COMMIT,
     OP_ANNOUNCED, /* the announcement first, then its last frame */
-    OP_RAW,       /* any bytes as a payload */
+    OP_DELTA,
+    OP_RAW, /* any bytes as a payload */
     OP_SESSION,
     OP_ABORT,
     OP_APPLY,
@@ -50,6 +52,7 @@ struct bench {
     uint64_t next_epoch;         /* of an epoch that is begun in order */
     uint64_t state_sent;         /* bytes of the present epoch's state, in order */
     bool pending;                /* committed, not applied */
+    bool unsure;                 /* a frame found no room: who knows what changes would apply to */
     bool memory_known;           /* the guest's memory must be `memory` */
     struct model_verdict called; /* what round_complete() said during the present call */
     struct model_memory memory;  /* this and what follows is large, and means nothing until it is set */
@@ -123,20 +126,29 @@ static void settle(struct bench *bench, bool accepted, int r, bool abandon)
 static void send(struct bench *bench, struct wire_frame *frame, bool abandon)
 {
     frame->header_sum = ++bench->frames * 0x9e3779b97f4a7c15u;
-    bool pages = frame->type == WIRE_PAGES;
+    bool state = frame->type == WIRE_STATE || frame->type == WIRE_STATE_LZ4,
+         delta = frame->type == WIRE_DELTA;
+    if (delta && bench->unsure)
+        return;
+    /* It would wait for another thread to do that. */
+    if (delta && bench->pending)
+        apply(bench);
     struct model_account before = bench->model.account;
-    bool accepted = pages ? model_pages_frame(&bench->model, frame) : model_state_frame(&bench->model, frame);
+    bool accepted = state   ? model_state_frame(&bench->model, frame)
+                    : delta ? model_delta_frame(&bench->model, frame)
+                            : model_pages_frame(&bench->model, frame);
     /* Behind the payload stands nothing that may be read. */
     uint8_t *exact cleanup_free = malloc(frame->length ? frame->length : 1);
     if (frame->length)
         memcpy(exact, frame->payload, frame->length);
     frame->payload = exact;
-    int r = pages ? restore_pages(bench->restore, frame) : restore_state(bench->restore, frame);
+    int r = restore_frame(bench->restore, frame);
     /* The model has room for everything; the bound on staging bounds a state, too. */
     if (accepted && r == -ENOSPC &&
-        (bench->options & O_SMALL || (!pages && bench->model.arriving.total > STAGING_LARGE))) {
+        (bench->options & O_SMALL || (state && bench->model.arriving.total > STAGING_LARGE))) {
         model_no_room(&bench->model, frame, &before);
         accepted = false;
+        bench->unsure = true;
     }
     settle(bench, accepted, r, abandon);
 }
@@ -192,7 +204,62 @@ static struct wire_frame pages_frame(struct bench *bench, unsigned wrong, uint8_
     return frame;
 }
 
-static void state_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
+/* Changes of up to four pages, over what the model has for them. */
+static size_t build_delta(struct bench *bench, unsigned wrong, uint8_t *to)
+{
+    static const uint32_t blocks[8] = {0, 0, 0, 0, 1, 1, 1, 2};
+    static uint8_t changes[4 * WIRE_PAGE_BYTES], raw[MESSAGE_DELTA_RAW_MAX];
+    struct wire_delta_page table[4];
+    unsigned shape = (unsigned)fuzz_take(bench->input, 1);
+    struct message_delta delta = {.block = blocks[shape % 8],
+                                  .round = bench->model.account.round + (wrong == W_ROUND),
+                                  .page_count = 1 + (shape >> 3) % 4,
+                                  .encoding = shape >> 5 & 1};
+    size_t block_bytes = 0;
+    uint64_t next = 0;
+    for (unsigned i = 0; i < delta.page_count; i++) {
+        uint8_t now[WIRE_PAGE_BYTES] = {0};
+        uint64_t page = next + fuzz_take(bench->input, 1) % 8, changed = 0;
+        bool exists = delta.block < MODEL_BLOCKS && page < model_pages[delta.block];
+        if (exists)
+            memcpy(now, model_page(&bench->model.working, delta.block, page), sizeof now);
+        for (unsigned k = 0, count = 1 + (unsigned)fuzz_take(bench->input, 1) % 4; k < count; k++)
+            changed |= 1ull << fuzz_take(bench->input, 1) % 64;
+        for (unsigned block = 0; block < 64; block++) {
+            if (!(changed >> block & 1))
+                continue;
+            memset(changes + block_bytes, 0, 64);
+            changes[block_bytes + block] = (uint8_t)(1 + bench->frames);
+            now[block * 64 + block] ^= (uint8_t)(1 + bench->frames);
+            block_bytes += 64;
+        }
+        uint64_t sum = wire_sum(now, sizeof now) + (wrong == W_SUMS && i == delta.page_count - 1);
+        table[i] = (struct wire_delta_page){to_le64(page), to_le64(changed), to_le64(sum)};
+        next = page + 1;
+    }
+    size_t table_bytes = delta.page_count * sizeof *table;
+    memcpy(raw, table, table_bytes);
+    memcpy(raw + table_bytes, changes, block_bytes);
+    delta.raw_bytes = (uint32_t)(table_bytes + block_bytes);
+    size_t at = message_delta_build(&delta, to), length = delta.raw_bytes;
+    if (delta.encoding == WIRE_DELTA_RAW)
+        memcpy(to + at, raw, length);
+    else
+        length = (size_t)LZ4_compress_default((const char *)raw, (char *)to + at, (int)length,
+                                              LZ4_COMPRESSBOUND((int)length));
+    if (wrong == W_BODY)
+        to[at + fuzz_take(bench->input, 2) % length] ^= (uint8_t)(1 + fuzz_take(bench->input, 1));
+    return at + length;
+}
+
+static void delta_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
+{
+    struct wire_frame frame = sample_frame(WIRE_DELTA, payload, build_delta(bench, wrong, payload));
+    frame.epoch = epoch_of(bench, wrong);
+    send(bench, &frame, false);
+}
+
+static void state_frame(struct bench *bench, bool lz4, unsigned wrong, uint8_t *payload)
 {
     uint32_t length = (uint32_t)fuzz_take(bench->input, 1);
     uint64_t total = 300, offset = bench->state_sent;
@@ -202,9 +269,20 @@ static void state_frame(struct bench *bench, unsigned wrong, uint8_t *payload)
     } else if (offset < total && length > total - offset) {
         length = (uint32_t)(total - offset);
     }
-    size_t head = message_state_build(offset, total, payload);
-    memset(payload + head, (int)(bench->frames % 255), length);
-    struct wire_frame frame = sample_frame(WIRE_STATE, payload, head + length);
+    uint8_t piece[256];
+    memset(piece, (int)(bench->frames % 255), length);
+    size_t head, body = length;
+    if (lz4) {
+        head = message_state_lz4_build(offset, total, length, payload);
+        body = (size_t)LZ4_compress_default((const char *)piece, (char *)payload + head, (int)length,
+                                            LZ4_COMPRESSBOUND(sizeof piece));
+        if (wrong == W_BODY)
+            payload[head + fuzz_take(bench->input, 2) % body] ^= (uint8_t)(1 + fuzz_take(bench->input, 1));
+    } else {
+        head = message_state_build(offset, total, payload);
+        memcpy(payload + head, piece, length);
+    }
+    struct wire_frame frame = sample_frame(lz4 ? WIRE_STATE_LZ4 : WIRE_STATE, payload, head + body);
     frame.epoch = epoch_of(bench, wrong);
     uint64_t came = bench->model.arriving.total ? bench->model.arriving.came : 0;
     send(bench, &frame, false);
@@ -268,6 +346,7 @@ static void session(struct bench *bench)
     read_guest(bench, &memory);
     model_session(&bench->model, &memory);
     bench->state_sent = 0;
+    bench->unsure = false;
 }
 
 static void verify(struct bench *bench, unsigned wrong)
@@ -319,6 +398,7 @@ static void takeover(struct bench *bench)
 static bool operate(struct bench *bench, uint8_t *payload)
 {
     unsigned code = (unsigned)fuzz_take(bench->input, 1), wrong = code >> 4;
+    static const uint8_t types[] = {WIRE_PAGES, WIRE_STATE, WIRE_DELTA, WIRE_STATE_LZ4};
     struct wire_frame frame;
     switch ((enum operation)(code % 16 % OP_COUNT)) {
     case OP_PAGES:
@@ -327,7 +407,8 @@ static bool operate(struct bench *bench, uint8_t *payload)
         send(bench, &frame, false);
         break;
     case OP_STATE:
-        state_frame(bench, wrong, payload);
+    case OP_STATE_LZ4:
+        state_frame(bench, code % 16 % OP_COUNT == OP_STATE_LZ4, wrong, payload);
         break;
     case OP_ROUND:
     case OP_COMMIT:
@@ -336,13 +417,16 @@ static bool operate(struct bench *bench, uint8_t *payload)
     case OP_ANNOUNCED:
         announced_before(bench, wrong, payload);
         break;
+    case OP_DELTA:
+        delta_frame(bench, wrong, payload);
+        break;
     case OP_RAW: {
         size_t length = (size_t)fuzz_take(bench->input, 2) % 8192;
         length = length < bench->input->left ? length : bench->input->left;
         memcpy(payload, bench->input->bytes, length);
         bench->input->bytes += length;
         bench->input->left -= length;
-        frame = sample_frame(wrong % 2 ? WIRE_STATE : WIRE_PAGES, payload, length);
+        frame = sample_frame(types[wrong % 4], payload, length);
         frame.epoch = epoch_of(bench, 0);
         send(bench, &frame, false);
         break;
@@ -417,11 +501,11 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
         OP_STATE, 200,  OP_STATE, 100,      OP_COMMIT,
     };
     static const uint8_t second_epoch[] = {
-        OP_PAGES, 0x10,     0x09, 0,    0x0a, 1,        0x0b, 2,         OP_STATE,
-        255,      OP_PAGES, 0,    0x38, 3,    OP_STATE, 45,   OP_COMMIT,
+        OP_PAGES, 0x10, 0x09, 0, 0x0a,         1,  0x0b,      2, OP_STATE, 255,
+        OP_PAGES, 0,    0x38, 3, OP_STATE_LZ4, 45, OP_COMMIT,
     };
-    static const uint8_t announced[] = {OP_STATE, 255,  OP_STATE, 45,   OP_ANNOUNCED | 0x10,
-                                        0x08,     0x21, 1,        0x0a, 2};
+    static const uint8_t announced[] = {OP_STATE_LZ4, 255,  OP_STATE, 45,   OP_ANNOUNCED | 0x10,
+                                        0x08,         0x21, 1,        0x0a, 2};
     static const uint8_t broken[] = {OP_PAGES, 0,          0x12,      2, OP_ABORT, OP_PAGES, 0,       0x12,
                                      2,        OP_SESSION, OP_VERIFY, 0, 0,        7,        OP_APPLY};
     static const uint8_t wrong[] = {
@@ -449,10 +533,42 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
         0,
         0,
         OP_SESSION,
+        OP_STATE_LZ4 | W_BODY << 4,
+        200,
+        3,
+        0,
+        7,
+        OP_STATE,
+        10,
+        OP_SESSION,
     };
     static const uint8_t sealed[] = {OP_STATE, 255, OP_STATE, 45, OP_COMMIT | W_BODY << 4,
                                      OP_PAGES, 0,   0x10,     2};
     static const uint8_t old[] = {OP_PAGES | W_EPOCH_OLD << 4, 0, 0x10, 2, OP_STATE | W_EPOCH << 4, 9};
+    /* delta: shape, then (page, blocks - 1, each block) of each page */
+    static const uint8_t changed[] = {
+        OP_DELTA,   0x08,
+        3,          0,
+        5,          1,
+        2,          0,
+        9,          63,
+        OP_DELTA,   0x34,
+        0,          1,
+        7,          8,
+        1,          0,
+        6,          0,
+        0,          1,
+        OP_STATE,   255,
+        OP_STATE,   45,
+        OP_COMMIT,  OP_DELTA | W_SUMS << 4,
+        0,          3,
+        0,          5,
+        OP_SESSION, OP_DELTA | W_BODY << 4,
+        0x20,       3,
+        0,          5,
+        40,         0,
+        1,
+    };
     static const uint8_t end[] = {OP_VERIFY, 1, 0, 5, OP_TAKEOVER};
     uint8_t *at = to;
     if (index >= 12)
@@ -466,6 +582,8 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
     at = mempcpy(at, second_epoch, sizeof second_epoch);
     if (index >= 6)
         at = mempcpy(at, announced, sizeof announced);
+    if (index % 2 == 0)
+        at = mempcpy(at, changed, sizeof changed);
     if (index % 4 == 1)
         at = mempcpy(at, old, sizeof old);
     if (index % 4 == 2)

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/fuzz/restore_model.h"
 
+#include "base/scope.h"
+#include "tests/samples/samples.h"
+
+#include <assert.h>
 #include <lz4.h>
 #include <string.h>
 
@@ -104,6 +108,55 @@ bool model_pages_frame(struct model *model, const struct wire_frame *frame)
     return true;
 }
 
+/* Byte by byte, over what arrived before in the epoch, or is committed. */
+static bool change(struct model *model, uint32_t block, const struct message_delta_page *page)
+{
+    uint8_t changed[WIRE_PAGE_BYTES];
+    const uint8_t *from = page->blocks;
+    if (page->page >= model_pages[block])
+        return false;
+    uint8_t *to = model_page(&model->working, block, page->page);
+    for (unsigned i = 0; i < WIRE_PAGE_BYTES; i++)
+        changed[i] = page->changed >> (i / 64) & 1 ? to[i] ^ *from++ : to[i];
+    if (wire_sum(changed, sizeof changed) != page->sum)
+        return false;
+    memcpy(to, changed, sizeof changed);
+    return true;
+}
+
+bool model_delta_frame(struct model *model, const struct wire_frame *frame)
+{
+    struct message_delta delta;
+    struct message_delta_page page;
+    model->account.verdict.given = false;
+    if (message_delta_parse(frame, &delta) < 0 || !enter(model, frame->epoch, &delta.round))
+        return false;
+    if (!model->has_commit || delta.block >= MODEL_BLOCKS)
+        return false;
+    uint8_t *raw cleanup_free = malloc(delta.raw_bytes);
+    if (sample_delta_open(&delta, raw) < 0)
+        return false;
+    while (message_delta_next(&delta, &page))
+        if (!change(model, delta.block, &page))
+            return false;
+    leave(model, frame, delta.page_count);
+    return true;
+}
+
+/* False if a byte of it came before; the piece counts as one that came all the same. */
+static bool claim(struct model_state *state, uint64_t from, uint64_t to)
+{
+    bool first = true;
+    for (uint32_t i = 0; i < state->piece_count; i++)
+        if (from < state->pieces[i].to && state->pieces[i].from < to)
+            first = false;
+    assert(state->piece_count < MODEL_PIECES_MAX);
+    state->pieces[state->piece_count].from = from;
+    state->pieces[state->piece_count++].to = to;
+    state->came += to - from;
+    return first;
+}
+
 bool model_state_frame(struct model *model, const struct wire_frame *frame)
 {
     struct message_state piece;
@@ -112,19 +165,20 @@ bool model_state_frame(struct model *model, const struct wire_frame *frame)
     if (message_state_parse(frame, &piece) < 0 || !enter(model, frame->epoch, NULL))
         return false;
     if (state->total == 0) {
-        memset(state, 0, sizeof *state);
         state->total = piece.total;
+        state->came = state->piece_count = 0;
     }
-    if (piece.total != state->total)
+    if (piece.total != state->total || !claim(state, piece.offset, piece.offset + piece.length))
+        return false;
+    uint8_t *raw cleanup_free = malloc(piece.length);
+    if (!piece.lz4)
+        memcpy(raw, piece.bytes, piece.length);
+    else if (LZ4_decompress_safe((const char *)piece.bytes, (char *)raw, (int)piece.body_bytes,
+                                 (int)piece.length) != (int)piece.length)
         return false;
     /* A state that is larger than the model's room is never completed, so what lies beyond is not kept. */
-    for (uint64_t at = piece.offset; at < piece.offset + piece.length && at < MODEL_STATE_BYTES; at++) {
-        if (state->here[at])
-            return false;
-        state->here[at] = true;
-        state->bytes[at] = piece.bytes[at - piece.offset];
-    }
-    state->came += piece.length;
+    for (uint64_t at = piece.offset; at < piece.offset + piece.length && at < MODEL_STATE_BYTES; at++)
+        state->bytes[at] = raw[at - piece.offset];
     leave(model, frame, 0);
     return true;
 }
@@ -155,7 +209,7 @@ void model_no_room(struct model *model, const struct wire_frame *frame, const st
     model->account.entered++;
     model->account.verdict.given = false;
     /* A state finds no room with its first piece, or never. */
-    if (frame->type == WIRE_STATE)
+    if (frame->type == WIRE_STATE || frame->type == WIRE_STATE_LZ4)
         model->arriving.total = 0;
 }
 

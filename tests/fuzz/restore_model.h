@@ -11,6 +11,7 @@
  */
 #define MODEL_BLOCKS      2
 #define MODEL_STATE_BYTES 32768 /* no device state that the fuzzer completes is larger */
+#define MODEL_PIECES_MAX  64    /* nor are there more pieces */
 
 static const uint64_t model_pages[MODEL_BLOCKS] = {24, 6};
 #define MODEL_PAGES 30
@@ -23,7 +24,10 @@ struct model_state {
     uint64_t total; /* 0: none came yet */
     uint64_t came;
     uint8_t bytes[MODEL_STATE_BYTES];
-    bool here[MODEL_STATE_BYTES];
+    struct {
+        uint64_t from, to;
+    } pieces[MODEL_PIECES_MAX];
+    uint32_t piece_count;
 };
 
 struct model_verdict {
@@ -59,6 +63,7 @@ struct model {
 
 /* Is the frame, or the announcement (`commit` NULL: ROUND), to be accepted? Takes it in if so. */
 bool model_pages_frame(struct model *model, const struct wire_frame *frame);
+bool model_delta_frame(struct model *model, const struct wire_frame *frame);
 bool model_state_frame(struct model *model, const struct wire_frame *frame);
 bool model_expect(struct model *model, uint64_t epoch, uint32_t round, const struct message_totals *totals,
                   const struct message_commit *commit);

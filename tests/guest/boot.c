@@ -51,7 +51,8 @@ static enum pattern pattern_named(const char *name)
     fatal("us.mode=%s is not known", name);
 }
 
-static void option(struct options *options, const char *name, const char *value)
+static void option(struct options *options, bool (*other)(const char *name, const char *value),
+                   const char *name, const char *value)
 {
     if (strcmp(name, "mem") == 0)
         options->bytes = number(value);
@@ -79,11 +80,11 @@ static void option(struct options *options, const char *name, const char *value)
         snprintf(options->disk, sizeof options->disk, "%s", value);
     else if (strcmp(name, "block") == 0)
         snprintf(options->block, sizeof options->block, "%s", value);
-    else
+    else if (!other || !other(name, value))
         fatal("us.%s is not known", name);
 }
 
-void boot_options(struct options *options)
+void boot_options(struct options *options, bool (*other)(const char *name, const char *value))
 {
     static char line[4096];
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
@@ -105,7 +106,7 @@ void boot_options(struct options *options)
         if (strncmp(word, "us.", 3) != 0 || !value)
             continue;
         *value++ = '\0';
-        option(options, word + 3, value);
+        option(options, other, word + 3, value);
     }
     if (options->bytes < PAGE_BYTES || !options->tick_ms || !options->writers ||
         options->writers > CPUS_MAX || options->bytes / PAGE_BYTES < options->writers)

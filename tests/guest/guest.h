@@ -52,12 +52,17 @@ int disk_make(const char *path, uint64_t bytes);
 
 /* boot.c */
 void boot_mount(void);
-void boot_options(struct options *options);
+/* Of the kernel's parameters. `other`, or NULL, is asked about those that are not known here. */
+void boot_options(struct options *options, bool (*other)(const char *name, const char *value));
 void boot_modules(void);
 /* Offset of the page at `address` within QEMU's main RAM block. */
 uint64_t boot_ram_offset(const void *address);
 
-/* init.c */
+/* counter.c */
+/* Announce the probe and count for ever. `tell`, or NULL, gets each new value, which then lies in memory. */
+void counter_run(const struct options *options, void (*tell)(uint64_t counter)) __attribute__((noreturn));
+
+/* say.c */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Report damage and freeze the guest: the ticks stop, and the memory stays as it is to be looked at. */
 void corrupt(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
@@ -69,5 +74,6 @@ uint64_t now_ns(void);
 void sleep_ns(uint64_t ns);
 /* Count pages that were verified; shown by the ticks. */
 void checked(uint64_t pages);
+uint64_t checked_so_far(void);
 
 #endif

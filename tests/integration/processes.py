@@ -55,11 +55,11 @@ def children():
 
 
 def descendants(root):
-    of, found, todo = children(), [], [root]
-    while todo:
-        for pid in of.get(todo.pop(), ()):
+    of, found, left = children(), [], [root]
+    while left:
+        for pid in of.get(left.pop(), ()):
             found.append(pid)
-            todo.append(pid)
+            left.append(pid)
     return found
 
 
@@ -131,6 +131,10 @@ class Process:
 
     def running(self):
         return self.popen.poll() is None
+
+    def stopped(self):
+        found = stat(self.pid)
+        return found is not None and found[0] == "T"
 
     def signal(self, number):
         if self.running():

@@ -9,14 +9,14 @@ import stat
 from understudy_test import check
 
 COMMANDS = ["protect", "standby", "status", "takeover", "continue", "stop", "verify", "check", "pki",
-            "fault-points", "bench"]
+            "fault-points", "bench", "events", "migrate"]
 STATUS = {"vm": str, "host": str, "uuid": str, "role": str, "state": str, "protected": bool, "reason": str,
           "since_s": (int, float), "generation": int, "epoch": int, "committed_epoch": int, "peer": dict,
           "interval_ms": (int, float), "lanes": int, "tls": str, "ktls": bool, "guest": dict,
           "memory_bytes": int, "rss_bytes": int, "sessions": int}
 PRIMARY = {"checkpoints": int, "pause_ms": dict, "dirty_pages": dict, "initial_copy": dict, "wire_bytes": int,
            "pages": dict, "compressing": bool, "staging": dict, "probe": dict, "commit_age_ms": (int, float),
-           "rounds_live": int}
+           "rounds_live": int, "device_state": dict}
 
 
 def test_help_and_exit_codes(run):
@@ -72,9 +72,31 @@ def test_status_schema(run):
     check(status["guest"]["running"] and status["guest"]["pid"] == pair.qemu.pid, f"guest: {status['guest']}")
     check(status["initial_copy"]["bytes"] >= pair.memory << 20, f"initial_copy: {status['initial_copy']}")
     check(status["staging"]["used_peak_bytes"] <= status["staging"]["configured_bytes"], f"{status['staging']}")
+    for name in "zero", "raw", "lz4", "delta", "same":
+        encoder = status["encoders"][name]
+        check(encoder["pages"] >= 0 and encoder["bytes_saved"] >= 0, f"encoders.{name}: {encoder}")
+    check(status["encoders"]["delta"]["pages"] + status["encoders"]["same"]["pages"] <= status["delta"]["hits"] and
+          status["delta"]["memory_bytes"] <= 65 << 20, f"delta: {status['delta']}, encoders: {status['encoders']}")
+    state = status["device_state"]
+    check(0 < state["payload_bytes"] < state["bytes"] / 4, f"device_state did not shrink: {state}")
     path = os.path.join(pair.path("run"), "web.alpha.sock")
     check(stat.S_IMODE(os.stat(path).st_mode) == 0o600, "the control socket's mode is not 0600")
     return f"pause p50 {status['pause_ms']['p50']:.1f} ms, p99 {status['pause_ms']['p99']:.1f} ms"
+
+
+def test_state_goes_as_it_is_where_one_side_does_not_compress(run):
+    pair = run.pair().start_guest()
+    with open(pair.config("beta")) as file:
+        text = file.read()
+    check("compression" not in text, "the file says how to compress already")
+    with open(pair.config("beta"), "w") as file:
+        file.write(text.replace("[vm]", "[vm]\ncompression = none", 1))
+    pair.standby()
+    pair.protect()
+    pair.wait_epochs(3)
+    state = pair.status("alpha")["device_state"]
+    check(0 < state["bytes"] < state["payload_bytes"], f"device_state: {state}", pair.story)
+    pair.verify()
 
 
 def test_control_socket_takes_nonsense(run):
@@ -121,3 +143,13 @@ def test_pki(run):
     before = open(f"{pki}/ca.key").read()
     run.us("pki", "init", pki, expect=(1, 2))
     check(open(f"{pki}/ca.key").read() == before, "pki init overwrote a CA")
+
+
+def test_bench_protect_usage(run):
+    """What needs no guest: the scripts are found, help and wrong usage say so, and root is asked for by name."""
+    out, _, _ = run.us("bench", "protect", "--help")
+    check("--fsync" in out and "understudy bench protect" in out, out)
+    run.us("bench", "protect", "--interval", "0", expect=2)
+    run.us("bench", "protect", "more", expect=2)
+    _, err, _ = run.command("setpriv", "--reuid=65534", "--clear-groups", run.understudy, "bench", "protect", expect=1)
+    check("needs root" in err, err)

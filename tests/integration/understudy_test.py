@@ -16,6 +16,7 @@ import threading
 import time
 
 import processes
+import services as around
 from processes import Process, alive, tail
 from proxy import Proxy
 from qmp import Qmp
@@ -91,15 +92,16 @@ class Serial:
 class Run:
     """One test's place: a directory, two namespaces, processes; everything is taken away by close()."""
 
-    def __init__(self, name, build, directory, seed):
+    def __init__(self, name, build, directory, seed, understudy=None):
+        """`understudy`: the program, where it is not that of the build directory."""
         self.name, self.build, self.directory = name, build, directory
         self.random = random.Random(seed)
         self.seed = seed
         self.logs = os.path.join(directory, "logs")
         os.makedirs(self.logs, exist_ok=True)
-        self.understudy = find_binary(build)
+        self.understudy = understudy or find_binary(build)
         self.guest = guest_image(build)
-        self.networks = {}
+        self.networks, self.world = {}, None
         self.proxies = []
         self.log_file = open(os.path.join(self.logs, "test.log"), "a", buffering=1)
         self.began = time.monotonic()
@@ -109,10 +111,10 @@ class Run:
 
     # -- the two hosts ------------------------------------------------------------------------------------
     def network(self, host):
-        if not self.networks:
+        if host not in self.networks:
             tag = f"us{os.getpid()}"
-            self.networks = {"alpha": f"{tag}a", "beta": f"{tag}b"}
-            for name in self.networks.values():
+            self.networks.update({"alpha": f"{tag}a", "beta": f"{tag}b"})
+            for name in f"{tag}a", f"{tag}b":
                 self.command("ip", "netns", "add", name)
             self.command("ip", "link", "add", "eth0", "netns", f"{tag}a", "type", "veth", "peer", "name",
                          "eth0", "netns", f"{tag}b")
@@ -121,6 +123,20 @@ class Run:
                 self.command("ip", "-n", name, "link", "set", "lo", "up")
                 self.command("ip", "-n", name, "link", "set", "eth0", "up")
         return self.networks[host]
+
+    def lone_network(self):
+        """A namespace apart from the two hosts', for a test that needs no host."""
+        name = self.networks["lone"] = f"us{os.getpid()}g"
+        self.command("ip", "netns", "add", name)
+        return name
+
+    def outside(self):
+        """The world of the guests' clients (services.Outside), and a bridge on each host."""
+        if "outside" not in self.networks:
+            hosts = {host: self.network(host) for host in ("alpha", "beta")}
+            self.networks["outside"] = f"us{os.getpid()}o"
+            self.world = around.Outside(self, self.networks["outside"], hosts)
+        return self.world
 
     def link(self, up):
         """The wire between the hosts: unplugged and plugged in, without a word to either TCP."""
@@ -193,19 +209,31 @@ class Pair:
 
     def __init__(self, run, machine="q35", memory=128, smp=1, load=LIGHT, disk=False, shared=False,
                  unprivileged=False, proxy=False, interval="50ms", takeover="manual", arbiter="file",
-                 standby_machine=None, tag="web", **keys):
+                 standby_machine=None, tag="web", network=None, disks=(), services=None, second_monitor=False,
+                 **keys):
+        """`second_monitor`: alpha's QEMU also answers at alpha.qmp2, whatever the engine does.
+
+        `services` (roles: "redis,counter"), `disks` (services.Disk) and `network` ("tap", "dgram"): the guest
+        with servers, in the world of Run.outside(). See docs/testing.md."""
         self.run, self.tag = run, tag
         self.directory = os.path.join(run.directory, tag)
         os.makedirs(self.directory, exist_ok=True)
         self.machine, self.standby_machine = machine, standby_machine or machine
         self.memory, self.smp, self.load, self.disk, self.shared = memory, smp, load, disk, shared
-        self.unprivileged = unprivileged
+        self.unprivileged, self.second_monitor = unprivileged, second_monitor
+        if network:
+            run.outside()
+        self.devices = around.Devices(self, disks, services, network)
+        self.devices.create()
         self.probe = None
         self.engines = {}
+        self.host_keys = {}  # what [host NAME] says besides
         self.qemu = None
         self.acknowledged = 0
         self.keys = {"name": tag, "uuid": UUID, "interval": interval, "takeover": takeover, "detect": "1s",
                      **{key.replace("_", "-"): value for key, value in keys.items()}}
+        if disk:  # one image that both hosts open
+            self.keys["shared-disks"] = "*"
         if arbiter == "file":
             arbiter = f"file:{self.path('arbiter')}"
         self.keys["arbiter"] = arbiter
@@ -231,11 +259,11 @@ class Pair:
             for host, address in ("alpha", f"{ALPHA}:{PORT}"), ("beta", f"{BETA}:{PORT}"):
                 if self.proxy and reader == "alpha" and host == "beta":
                     address = f"{ALPHA}:{PROXY_PORT}"
-                section = {"address": address, "qmp": self.path(f"{host}.qmp"),
-                           "command": " ".join(self.qemu_command(host)),
+                section = {"address": address, **self.guest_keys(host),
                            "ca": f"{pki}/ca.pem", "certificate": f"{pki}/{host}.pem",
                            "key": f"{pki}/{host}.key", "run-dir": self.path("run"),
-                           "state-dir": self.path("state"), "log": self.path(f"{host}-qemu.log")}
+                           "state-dir": self.path("state")}
+                section.update(self.host_keys.get(host, {}))
                 section.update((host_keys or {}).get(host, {}))
                 lines += [f"[host {host}]"] + [f"{key} = {value}" for key, value in section.items()]
             os.makedirs(self.path("run"), exist_ok=True)
@@ -243,15 +271,24 @@ class Pair:
             with open(self.config(reader), "w") as file:
                 file.write("\n".join(lines) + "\n")
 
+    def guest_keys(self, host):
+        """What [host NAME] says of the guest there."""
+        return {"qmp": self.path(f"{host}.qmp"), "command": " ".join(self.qemu_command(host)),
+                "log": self.path(f"{host}-qemu.log")}
+
+    def inside(self, host, argv):
+        """The command line that runs argv on the host, beyond its network."""
+        return argv
+
     def config(self, host):
         return self.path(f"{self.tag}-{host}.ini")
 
     def qemu_command(self, host):
         machine = self.machine if host == "alpha" else self.standby_machine
         accelerator = "kvm" if has_hardware_virtualisation() else "tcg"
-        kernel, initramfs = self.run.guest
+        kernel, initramfs = self.devices.boot or self.run.guest
         block = "ram" if self.shared else "microvm.ram" if machine.startswith("microvm") else "pc.ram"
-        append = ["console=ttyS0", "quiet", "panic=-1", f"us.block={block}"] + self.load.split()
+        append = ["console=ttyS0", "quiet", "panic=-1", f"us.block={block}"] + self.load.split() + self.devices.append()
         if machine.startswith("microvm"):  # no PM timer: measuring its clock fails on a busy host, and it hangs
             append.append("tsc_early_khz=2500000")
         argv = ["qemu-system-x86_64", "-accel", accelerator, "-m", f"{self.memory}M", "-smp", str(self.smp),
@@ -269,6 +306,9 @@ class Pair:
             bus = "virtio-blk-device" if machine.startswith("microvm") else "virtio-blk-pci"
             argv += ["-drive", f"file={self.path('disk.img')},if=none,id=disk,format=raw,cache=none,"
                      "aio=native,file.locking=off", "-device", f"{bus},drive=disk"]
+        argv += self.devices.qemu(host)
+        if self.second_monitor and host == "alpha":
+            argv += ["-qmp", f"unix:{self.path('alpha.qmp2')},server=on,wait=off"]
         if self.unprivileged and host == "alpha":
             argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", *argv,
                     "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
@@ -282,6 +322,8 @@ class Pair:
         if self.unprivileged:
             for directory in self.run.directory, self.directory:
                 os.chmod(directory, 0o777)
+            for index in range(len(self.devices.disks)):
+                os.chown(self.devices.disk_path("alpha", index), 65534, 65534)
         argv = [word.strip("'") for word in self.qemu_command("alpha")]
         self.qemu = Process("primary's QEMU", argv, self.log("alpha-qemu"), self.run.network("alpha"))
         serial = self.serial("alpha")
@@ -293,15 +335,28 @@ class Pair:
         self.write_config(probe=self.probe)
         return self
 
+    def wait_ready(self, *roles, host="alpha", seconds=60):
+        """The guest's servers answer."""
+        serial = self.serial(host)
+        for role in roles:
+            wait_for(f"{role} ready on {host}", seconds,
+                     lambda: serial.corrupt() or re.search(rf"^ready {role}\r?\n", serial.text(), re.M), self.story)
+        check(not serial.corrupt(), f"the guest on {host}: {serial.corrupt()}", self.story)
+        return self
+
+    def shell(self, host="alpha"):
+        """Commands inside the guest (services.Shell)."""
+        return around.Shell(self.devices.shell_path(host))
+
     def log(self, name):
         return os.path.join(self.run.logs, f"{self.tag}-{name}.log")
 
-    def start(self, role, host, faults=None, level=None):
+    def start(self, role, host, faults=None, level=None, environment=None):
         argv = [self.run.understudy, role, self.config(host), "--host", host]
         argv += ["--log-level", level] if level else []
         before = len(self.engines)
-        engine = Process(f"{role} on {host}", argv, self.log(f"{host}-{role}"), self.run.network(host),
-                         fault(*faults) if faults else None)
+        engine = Process(f"{role} on {host}", self.inside(host, argv), self.log(f"{host}-{role}"), self.run.network(host),
+                         {**(fault(*faults) if faults else {}), **(environment or {})})
         self.run.log(f"started {role} on {host}, process {engine.pid}, faults {faults}, engine {before}")
         self.engines[host] = engine
         return engine
@@ -449,7 +504,7 @@ class Pair:
         self.wait_state("beta", "active", seconds=seconds)
         serial = self.serial("beta")
         wait_for(f"{passes} passes of the guest's own check on beta", 60,
-                 lambda: serial.corrupt() or serial.passes() >= passes, self.story, every=0.1)
+                 lambda: serial.corrupt() or (serial.passes() >= passes and serial.ticks()), self.story, every=0.1)
         check(not serial.corrupt(), f"the guest on beta found its memory wrong: {serial.corrupt()}", self.story)
         first = self.serial("beta").ticks()[0][0]
         committed = self.status("beta")["probe"]["committed"]

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/samples/samples.h"
 
+#include "base/error.h"
 #include "base/scope.h"
 
+#include <errno.h>
 #include <lz4.h>
 #include <stdio.h>
 #include <string.h>
 
 const uint8_t sample_types[SAMPLE_TYPES] = {
-    WIRE_HELLO,     WIRE_WELCOME,  WIRE_REFUSE,     WIRE_DESCRIBE, WIRE_ACCEPT,
-    WIRE_HEARTBEAT, WIRE_ROUND,    WIRE_ROUND_DONE, WIRE_COMMIT,   WIRE_ACK,
-    WIRE_VERIFY,    WIRE_VERIFIED, WIRE_GOODBYE,    WIRE_PAGES,    WIRE_STATE,
+    WIRE_HELLO,   WIRE_WELCOME,    WIRE_REFUSE,   WIRE_DESCRIBE, WIRE_ACCEPT,      WIRE_HEARTBEAT,
+    WIRE_ROUND,   WIRE_ROUND_DONE, WIRE_COMMIT,   WIRE_ACK,      WIRE_VERIFY,      WIRE_VERIFIED,
+    WIRE_GOODBYE, WIRE_PAGES,      WIRE_STATE,    WIRE_DELTA,    WIRE_DISK,        WIRE_STATE_LZ4,
+    WIRE_SWITCH,  WIRE_LOADED,     WIRE_HANDOVER, WIRE_STARTED,  WIRE_SUMS_WANTED, WIRE_SUMS,
 };
 
 void sample_page(uint8_t *to, uint64_t seed)
@@ -62,6 +65,20 @@ static size_t sample_verified(unsigned variant, uint8_t *to)
     return (size_t)message_verified_build(&verify, differing[variant], pages, to, WIRE_PAYLOAD_MAX);
 }
 
+static size_t sample_sums(unsigned variant, bool digests, uint8_t *to)
+{
+    static const uint32_t counts[] = {1, 20, WIRE_SUMS_MAX};
+    struct message_sums sums = {.disk = variant, .count = counts[variant], .first = variant * 512};
+    struct wire_sums wire;
+    message_sums_build(&sums, &wire);
+    memcpy(to, &wire, sizeof wire);
+    size_t length = sizeof wire;
+    for (uint32_t i = 0; digests && i < sums.count; i++, length += WIRE_DIGEST_BYTES)
+        if (wire_digest(&i, sizeof i, to + length) < 0)
+            return 0;
+    return length;
+}
+
 static size_t sample_pages(unsigned variant, uint8_t *to)
 {
     if (variant == 0) {
@@ -104,6 +121,93 @@ static size_t sample_state(unsigned variant, uint8_t *to)
     size_t body = message_state_build(variant == 2 ? WIRE_STATE_MAX - pieces[2] : 0, totals[variant], to);
     memset(to + body, 0x5a, pieces[variant]);
     return body + pieces[variant];
+}
+
+static size_t sample_state_lz4(unsigned variant, uint8_t *to)
+{
+    static const uint32_t pieces[] = {20, 1000, WIRE_STATE_PIECE_MAX};
+    static const uint64_t totals[] = {20, 1000, WIRE_STATE_MAX};
+    uint8_t *raw cleanup_free = malloc(pieces[variant]);
+    memset(raw, 0x5a, pieces[variant]);
+    size_t body = message_state_lz4_build(variant == 2 ? WIRE_STATE_MAX - pieces[2] : 0, totals[variant],
+                                          pieces[variant], to);
+    return body + (size_t)LZ4_compress_default((const char *)raw, (char *)to + body, (int)pieces[variant],
+                                               (int)pieces[variant]);
+}
+
+size_t sample_delta_raw(uint32_t pages, bool all, uint8_t *to)
+{
+    uint8_t *at = to + pages * sizeof(struct wire_delta_page);
+    for (uint32_t i = 0; i < pages; i++) {
+        struct wire_delta_page page = {.page = to_le64(3 + 2 * i),
+                                       .changed = to_le64(all ? UINT64_MAX : 1ull << i % 64),
+                                       .sum = to_le64(i)};
+        memcpy(to + i * sizeof page, &page, sizeof page);
+        size_t blocks = all ? WIRE_PAGE_BYTES : WIRE_DELTA_BLOCK;
+        memset(at, 0, blocks);
+        at[i % blocks] = 0x5a;
+        at += blocks;
+    }
+    return (size_t)(at - to);
+}
+
+/* Compressed only where it is large: a cut payload of the others shows in its length. */
+static size_t sample_delta(unsigned variant, uint8_t *to)
+{
+    static const uint32_t pages[] = {1, 5, WIRE_DELTA_PAGES_MAX};
+    uint8_t *raw cleanup_free = malloc(MESSAGE_DELTA_RAW_MAX);
+    struct message_delta delta = {.block = variant, .round = variant, .page_count = pages[variant]};
+    delta.raw_bytes = (uint32_t)sample_delta_raw(pages[variant], variant == 2, raw);
+    delta.encoding = variant == 2 ? WIRE_DELTA_LZ4 : WIRE_DELTA_RAW;
+    size_t body = message_delta_build(&delta, to);
+    if (delta.encoding == WIRE_DELTA_LZ4)
+        return body + (size_t)LZ4_compress_default((const char *)raw, (char *)to + body, (int)delta.raw_bytes,
+                                                   (int)delta.raw_bytes);
+    memcpy(to + body, raw, delta.raw_bytes);
+    return body + delta.raw_bytes;
+}
+
+int sample_delta_open(struct message_delta *delta, uint8_t *raw)
+{
+    if (delta->encoding == WIRE_DELTA_RAW)
+        memcpy(raw, delta->body, delta->raw_bytes);
+    else if (LZ4_decompress_safe((const char *)delta->body, (char *)raw, (int)delta->body_bytes,
+                                 (int)delta->raw_bytes) != (int)delta->raw_bytes)
+        return error_set(-EBADMSG, "DELTA: the body is no LZ4 block of %u bytes", delta->raw_bytes);
+    return message_delta_open(delta, raw);
+}
+
+static size_t sample_disk(unsigned variant, uint8_t *to)
+{
+    if (variant == 0) {
+        struct message_disk_record zero = {.bytes = WIRE_DISK_SECTOR, .op = WIRE_DISK_ZERO};
+        return message_disk_build(0, 0, &zero, 1, to);
+    }
+    if (variant == 2) {
+        struct message_disk_record raw = {.offset = WIRE_DISK_END_MAX - WIRE_DISK_BODY_MAX,
+                                          .bytes = WIRE_DISK_BODY_MAX,
+                                          .disk = WIRE_DISKS_MAX - 1,
+                                          .op = WIRE_DISK_RAW,
+                                          .body_bytes = WIRE_DISK_BODY_MAX};
+        size_t body = message_disk_build(7, WIRE_DISK_END_MAX, &raw, 1, to);
+        memset(to + body, 0x5a, raw.body_bytes);
+        return body + raw.body_bytes;
+    }
+    uint8_t page[WIRE_PAGE_BYTES];
+    char packed[LZ4_COMPRESSBOUND(WIRE_PAGE_BYTES)];
+    sample_page(page, 5);
+    int packed_bytes =
+        LZ4_compress_default((const char *)page, packed, sizeof page, LZ4_COMPRESSBOUND(WIRE_PAGE_BYTES));
+    struct message_disk_record records[] = {
+        {.offset = 4096, .bytes = 1024, .op = WIRE_DISK_RAW, .body_bytes = 1024},
+        {.offset = 0, .bytes = 8192, .disk = 1, .op = WIRE_DISK_ZERO},
+        {.offset = 4096, .bytes = 4096, .op = WIRE_DISK_LZ4, .body_bytes = (uint32_t)packed_bytes},
+        {.offset = 512, .bytes = 1ull << 40, .disk = 2, .op = WIRE_DISK_DISCARD},
+    };
+    uint8_t *at = to + message_disk_build(0, 0, records, array_length(records), to);
+    at = mempcpy(at, page, 1024);
+    at = mempcpy(at, packed, (size_t)packed_bytes);
+    return (size_t)(at - to);
 }
 
 size_t sample_payload(uint8_t type, unsigned variant, uint8_t *to)
@@ -162,6 +266,10 @@ size_t sample_payload(uint8_t type, unsigned variant, uint8_t *to)
         return sample_describe(variant, to);
     case WIRE_ACCEPT:
     case WIRE_ACK:
+    case WIRE_SWITCH:
+    case WIRE_LOADED:
+    case WIRE_HANDOVER:
+    case WIRE_STARTED:
         return 0;
     case WIRE_HEARTBEAT:
         message_heartbeat_build(variant, 41 + variant, &wire.heartbeat);
@@ -182,6 +290,9 @@ size_t sample_payload(uint8_t type, unsigned variant, uint8_t *to)
         break;
     case WIRE_VERIFY:
         return sample_verify(variant, to);
+    case WIRE_SUMS_WANTED:
+    case WIRE_SUMS:
+        return sample_sums(variant, type == WIRE_SUMS, to);
     case WIRE_VERIFIED:
         return sample_verified(variant, to);
     case WIRE_GOODBYE:
@@ -192,6 +303,12 @@ size_t sample_payload(uint8_t type, unsigned variant, uint8_t *to)
         return sample_pages(variant, to);
     case WIRE_STATE:
         return sample_state(variant, to);
+    case WIRE_DELTA:
+        return sample_delta(variant, to);
+    case WIRE_DISK:
+        return sample_disk(variant, to);
+    case WIRE_STATE_LZ4:
+        return sample_state_lz4(variant, to);
     }
     memcpy(to, &wire, length);
     return length;
@@ -235,6 +352,66 @@ static int parse_pages(const struct wire_frame *frame)
     return 0;
 }
 
+static int parse_state(const struct wire_frame *frame)
+{
+    struct message_state state;
+    int r = message_state_parse(frame, &state);
+    if (r < 0)
+        return r;
+    touch(state.bytes, state.body_bytes);
+    assert(state.offset < state.total && state.length <= state.total - state.offset);
+    assert(state.bytes + state.body_bytes == frame->payload + frame->length);
+    if (!state.lz4)
+        return 0;
+    uint8_t *raw cleanup_free = malloc(state.length);
+    if (LZ4_decompress_safe((const char *)state.bytes, (char *)raw, (int)state.body_bytes,
+                            (int)state.length) != (int)state.length)
+        return error_set(-EBADMSG, "STATE_LZ4: the body is no LZ4 block of %u bytes", state.length);
+    return 0;
+}
+
+static int parse_delta(const struct wire_frame *frame)
+{
+    struct message_delta delta;
+    int r = message_delta_parse(frame, &delta);
+    if (r < 0)
+        return r;
+    touch(delta.body, delta.body_bytes);
+    uint8_t *raw cleanup_free = malloc(delta.raw_bytes);
+    r = sample_delta_open(&delta, raw);
+    if (r < 0)
+        return r;
+    struct message_delta_page page;
+    const uint8_t *blocks = raw + delta.page_count * sizeof(struct wire_delta_page);
+    uint32_t count = 0;
+    for (; message_delta_next(&delta, &page); count++) {
+        size_t bytes = (size_t)__builtin_popcountll(page.changed) * WIRE_DELTA_BLOCK;
+        assert(page.blocks == blocks && bytes && bytes <= (size_t)(raw + delta.raw_bytes - blocks));
+        touch(page.blocks, bytes);
+        blocks += bytes;
+    }
+    assert(blocks == raw + delta.raw_bytes && count == delta.page_count);
+    return 0;
+}
+
+static int parse_disk(const struct wire_frame *frame)
+{
+    struct message_disk disk;
+    struct message_disk_record record;
+    int r = message_disk_parse(frame, &disk);
+    if (r < 0)
+        return r;
+    uint32_t count = 0;
+    const uint8_t *end = frame->payload + frame->length, *body = disk.body;
+    for (; message_disk_next(&disk, &record); count++) {
+        assert(record.body == body && record.body_bytes <= (size_t)(end - body));
+        touch(record.body, record.body_bytes);
+        body += record.body_bytes;
+    }
+    assert(body == end && count == disk.record_count);
+    return 0;
+}
+
 int sample_parse(const struct wire_frame *frame)
 {
     union {
@@ -244,8 +421,8 @@ int sample_parse(const struct wire_frame *frame)
         struct message_round round;
         struct message_commit commit;
         struct message_verify verify;
+        struct message_sums sums;
         struct message_verified verified;
-        struct message_state state;
     } u;
     uint64_t a, b;
     uint32_t c;
@@ -277,6 +454,10 @@ int sample_parse(const struct wire_frame *frame)
     }
     case WIRE_ACCEPT:
     case WIRE_ACK:
+    case WIRE_SWITCH:
+    case WIRE_LOADED:
+    case WIRE_HANDOVER:
+    case WIRE_STARTED:
         break;
     case WIRE_HEARTBEAT:
         r = message_heartbeat_parse(frame, &a, &b);
@@ -290,6 +471,13 @@ int sample_parse(const struct wire_frame *frame)
     case WIRE_COMMIT:
         r = message_commit_parse(frame, &u.commit);
         break;
+    case WIRE_SUMS_WANTED:
+        return message_sums_wanted_parse(frame, &u.sums);
+    case WIRE_SUMS:
+        r = message_sums_parse(frame, &u.sums);
+        if (r == 0)
+            touch(u.sums.digests, u.sums.count * WIRE_DIGEST_BYTES);
+        return r;
     case WIRE_VERIFY:
         r = message_verify_parse(frame, &u.verify);
         if (r == 0)
@@ -307,9 +495,14 @@ int sample_parse(const struct wire_frame *frame)
         r = parse_pages(frame);
         break;
     case WIRE_STATE:
-        r = message_state_parse(frame, &u.state);
-        if (r == 0)
-            touch(u.state.bytes, u.state.length);
+    case WIRE_STATE_LZ4:
+        r = parse_state(frame);
+        break;
+    case WIRE_DELTA:
+        r = parse_delta(frame);
+        break;
+    case WIRE_DISK:
+        r = parse_disk(frame);
         break;
     }
     return r;

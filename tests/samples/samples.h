@@ -9,13 +9,20 @@
  * derive what is refused from what is valid here; fuzzers take their first inputs from it.
  */
 
-#define SAMPLE_TYPES 15
+#define SAMPLE_TYPES 24
 extern const uint8_t sample_types[SAMPLE_TYPES];
 
 #define SAMPLE_VARIANTS 3 /* 0: the smallest that is valid, 1: a usual one, 2: the largest or close to it */
 
 /* Build a payload in `to` (WIRE_PAYLOAD_MAX bytes of room); returns its length. */
 size_t sample_payload(uint8_t type, unsigned variant, uint8_t *to);
+
+/* A DELTA body before compression: one block of each page has changed, or all of them have. Returns its
+ * length (at most MESSAGE_DELTA_RAW_MAX). */
+size_t sample_delta_raw(uint32_t pages, bool all, uint8_t *to);
+
+/* Decompress and check a DELTA whose payload was accepted; `raw`: MESSAGE_DELTA_RAW_MAX bytes. */
+int sample_delta_open(struct message_delta *delta, uint8_t *raw);
 
 /* Append the sample as a whole frame; returns false when it does not fit. */
 bool sample_put(struct wire_writer *writer, uint8_t type, unsigned variant);

@@ -34,6 +34,9 @@
  * - Going alone, with an arbiter: output that a primary released while alone is not lost by an automatic
  *   takeover, and a primary does not go alone after a takeover.
  *
+ * - Fencing: where it is wanted nobody takes over before a fence has said that the other host is off,
+ *   but who was handed the guest.
+ *
  * - Holding: a guest is held only where the policy is to stall, or the arbiter cannot be reached, and never
  * let go after it was resumed elsewhere. Where the policy is to stall, a primary that knows of the loss of
  * its standby has stopped when that takes over.
@@ -43,6 +46,9 @@
  *
  * - Life: machines never spin; once faults are over the guest runs protected within LIMIT_NS; one failure
  * never loses the guest.
+ *
+ * - Switchover: a guest that was handed over starts when the one left behind is stopped, and that one never
+ * runs again unless nobody else does.
  *
  * Exempt from rights, going alone and the second half of output commit is what an operator forces past the
  * arbiter, or past a stall where there is none; exempt from going alone what he takes over by hand.
@@ -61,11 +67,14 @@ static void choose(struct sim *sim)
         .retry_ns = sim_between(sim, 5, 50) * MS,
         .retry_max_ns = sim_between(sim, 50, 400) * MS,
         .setup_ns = 2000 * MS,
+        .eager = sim_chance(sim, 50),
         .pause_share = (unsigned)sim_between(sim, 10, 50),
         .rounds_max = (unsigned)sim_between(sim, 0, 4),
+        .reprotect = sim_chance(sim, 60) ? ROLE_REPROTECT_AUTO : ROLE_REPROTECT_MANUAL,
         .takeover = policy & 1 ? ROLE_TAKEOVER_AUTO : ROLE_TAKEOVER_MANUAL,
         .loss = policy & 2 ? ROLE_LOSS_STALL : ROLE_LOSS_CONTINUE,
         .arbiter = policy & 4 || policy == 1,
+        .fence = sim_chance(sim, 25),
         .optional = WIRE_FEATURES_KNOWN,
         .vm_uuid = {1},
     };
@@ -78,21 +87,66 @@ static void choose(struct sim *sim)
     }
 }
 
+static void register_set(struct sim *sim, int host, uint64_t to)
+{
+    sim->register_generation = to;
+    sim->register_owner = host;
+    sim->register_revision++;
+}
+
+/* A transaction whose author does not listen any more. */
+static void late_swap(struct sim *sim, const struct sim_event *event)
+{
+    if (sim->register_revision != event->a)
+        return;
+    register_set(sim, event->host, event->b);
+    sim_trace(sim, "arbiter: late, host%d has %llu", event->host, (unsigned long long)event->b);
+}
+
+/* The other host is switched off, and comes back in a while; or is switched off but nobody knows; or is not.
+ */
+static void fence(struct sim *sim, int host)
+{
+    unsigned chance = (unsigned)sim_between(sim, 0, 99);
+    bool said = chance < 70, off = said || chance < 80;
+    if (off)
+        fault_fence(sim, !host);
+    struct parcel *parcel =
+        host_post(sim, host, sim_between(sim, 0, 3) * sim->config.detect_ns, EVENT_ARBITER);
+    sim->hosts[host].other_fenced = said;
+    parcel->event.arbiter = said ? ARBITER_WON : ARBITER_UNFENCED;
+    parcel->event.generation = sim->register_generation;
+    sim_trace(sim, "host%d: fence of host%d %s", host, !host, said ? "done" : off ? "unclear" : "failed");
+}
+
 static void arbiter_answers(struct sim *sim, const struct sim_event *event)
 {
     struct host *host = &sim->hosts[event->host];
     uint64_t from = event->a, to = event->b;
-    bool reachable = host->arbiter_reachable, won = false;
-    /* The request may have arrived though the answer does not. */
-    if (reachable || sim_chance(sim, 30)) {
-        won = sim->register_generation <= from ||
-              (sim->register_generation == to && sim->register_owner == event->host);
-        if (won) {
-            sim->register_generation = to;
-            sim->register_owner = event->host;
-        }
+    bool reachable = host->arbiter_reachable && !host->arbiter_unclear, won = false;
+    bool free = sim->register_generation <= from;
+    if (!sim->config.arbiter) { /* asked only for the fence's sake */
+        fence(sim, event->host);
+        return;
+    }
+    /* The request may have arrived though the answer does not; or may be under way still when the engine has
+     * long given it up, and dies and comes back meanwhile. Then it counts if the register was not changed
+     * since it was read. */
+    if (reachable || sim_chance(sim, host->arbiter_unclear ? 50 : 30)) {
+        won = free || (sim->register_generation == to && sim->register_owner == event->host);
+        if (free)
+            register_set(sim, event->host, to);
+    } else if (free && host->arbiter_unclear) {
+        struct sim_event *late =
+            sim_push(sim, SIM_SWAP, sim_between(sim, 1, 8) * sim->config.detect_ns, event->host);
+        late->a = sim->register_revision;
+        late->b = to;
     }
     host->unreachable = reachable ? 0 : host->unreachable + 1;
+    if (reachable && won && event->payload == 0) {
+        fence(sim, event->host);
+        return;
+    }
     struct parcel *parcel = host_post(sim, event->host, reachable ? 0 : 100 * MS, EVENT_ARBITER);
     parcel->event.arbiter = !reachable ? ARBITER_UNREACHABLE : won ? ARBITER_WON : ARBITER_LOST;
     parcel->event.generation = sim->register_generation;
@@ -157,6 +211,9 @@ static void handle(struct sim *sim, const struct sim_event *event)
         if (event->life == sim->hosts[event->host].life)
             arbiter_answers(sim, event);
         return;
+    case SIM_SWAP:
+        late_swap(sim, event);
+        return;
     case SIM_PUMP:
         net_pump(sim, (unsigned)event->a, (enum channel)event->b);
         return;
@@ -167,9 +224,24 @@ static void handle(struct sim *sim, const struct sim_event *event)
         fault_repair(sim, event->host, event->a);
         return;
     case SIM_OPERATOR:
-        operator_acts(sim);
+        if (event->a == sim->act)
+            operator_acts(sim);
+        return;
+    case SIM_MIGRATE:
+        operator_migrates(sim, event->a);
         return;
     }
+}
+
+/* All is well: things go wrong again, with the roles as they are now. */
+static void next_act(struct sim *sim)
+{
+    sim->act++;
+    sim->act_began_ns = sim->now_ns;
+    sim->struck = 0;
+    sim->healthy = sim->only_standby_froze = sim->orderly = false;
+    sim_trace(sim, "act %u", sim->act + 1);
+    fault_plan(sim);
 }
 
 static void sim_run(struct sim *sim, uint64_t steps)
@@ -183,8 +255,9 @@ static void sim_run(struct sim *sim, uint64_t steps)
               (unsigned long long)(sim->config.interval_ns / MS),
               (unsigned long long)(sim->config.detect_ns / MS));
     sim->hosts[0].guest = (struct guest){.state = GUEST_ALIVE};
-    host_start_engine(sim, 1, ENGINE_STANDBY, true);
-    host_start_engine(sim, 0, ENGINE_PRIMARY, true);
+    host_start_engine(sim, 1, ENGINE_STANDBY, START_FIRST);
+    host_start_engine(sim, 0, ENGINE_PRIMARY, START_FIRST);
+    sim->acts = sim_chance(sim, 30) ? ACTS_MAX : 1;
     fault_plan(sim);
     while (!sim->violation[0] && sim->steps < steps && sim_pop(sim, &event)) {
         sim->now_ns = event.at_ns;
@@ -195,15 +268,21 @@ static void sim_run(struct sim *sim, uint64_t steps)
             end_ns = sim->now_ns + 4 * sim->config.detect_ns;
         if (sim->lost || sim->now_ns > end_ns)
             break;
-        if (event.kind == SIM_OPERATOR && sim->healthy && world_is_well(sim))
-            break;
-        if (sim->now_ns > LIMIT_NS)
+        if (event.kind == SIM_OPERATOR && sim->healthy && world_is_well(sim)) {
+            /* What an operator forced he answers for, to the end. */
+            if (sim->act + 1 >= sim->acts || sim->forced)
+                break;
+            next_act(sim);
+        }
+        if (sim->now_ns > sim->act_began_ns + LIMIT_NS)
             check_fail(sim,
                        sim->healthy ? "the guest is not protected again, %llu ms after the last fault"
                                     : "the guest was never protected within %llu ms",
                        (unsigned long long)((sim->now_ns - sim->healthy_since_ns) / MS));
     }
-    if (sim->lost && sim->faults == 1)
+    /* A standby that dies between storing its right and running leaves the guest stopped and whole at the
+     * other host, for a person to start. */
+    if (sim->lost && sim->faults == 1 && !sim->handovers)
         check_fail(sim, "one failure lost the guest");
 }
 
@@ -233,7 +312,7 @@ static void sim_seed(struct sim *sim, uint64_t seed)
 
 struct totals {
     uint64_t histories, steps, simulated_ns, takeovers, alone, yields, holds, adopts, deltas, fulls, commits,
-        lost, ended;
+        lost, ended, handovers, moves, turns;
 };
 
 static void add(struct totals *totals, const struct sim *sim)
@@ -251,6 +330,9 @@ static void add(struct totals *totals, const struct sim *sim)
     totals->commits += sim->commits;
     totals->lost += sim->lost;
     totals->ended += sim->ended;
+    totals->handovers += sim->handovers;
+    totals->moves += sim->moves;
+    totals->turns += sim->turns;
 }
 
 static int usage(const char *program)
@@ -313,7 +395,9 @@ int main(int argc, char **argv)
     }
     printf("%llu histories, %llu steps, %.0f s simulated in %.1f s: %llu commits, %llu takeovers, %llu times "
            "alone, "
-           "%llu yields, %llu holds, %llu full and %llu partial copies, %llu adopted, %llu ended, %llu lost "
+           "%llu yields, %llu holds, %llu full and %llu partial copies, %llu adopted, %llu handed over and "
+           "%llu moved, %llu roles changed, "
+           "%llu ended, %llu lost "
            "to several "
            "failures\n",
            (unsigned long long)totals.histories, (unsigned long long)totals.steps,
@@ -322,6 +406,8 @@ int main(int argc, char **argv)
            (unsigned long long)totals.alone, (unsigned long long)totals.yields,
            (unsigned long long)totals.holds, (unsigned long long)totals.fulls,
            (unsigned long long)totals.deltas, (unsigned long long)totals.adopts,
-           (unsigned long long)totals.ended, (unsigned long long)totals.lost);
+           (unsigned long long)totals.handovers, (unsigned long long)totals.moves,
+           (unsigned long long)totals.turns, (unsigned long long)totals.ended,
+           (unsigned long long)totals.lost);
     return failed ? 1 : 0;
 }

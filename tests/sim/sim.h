@@ -28,8 +28,10 @@ enum sim_kind {
     SIM_PUMP,    /* a: session, b: channel */
     SIM_FAULT,   /* a: index */
     SIM_REPAIR,  /* a: what, see sim_fault.c */
-    SIM_ARBITER, /* a: from, b: to */
-    SIM_OPERATOR,
+    SIM_ARBITER, /* a: from, b: to, payload: 0 when the other host is to be fenced */
+    SIM_SWAP,    /* an arbiter's transaction that was under way for long; a: the register's revision, b: to */
+    SIM_OPERATOR, /* a: act */
+    SIM_MIGRATE,  /* a: 0 start, 1 cancel */
 };
 
 struct sim_event {
@@ -118,7 +120,9 @@ struct lineage {
     uint64_t released; /* counter of the latest output that the world has seen by commit */
     uint64_t alone;    /* and by running alone, by right */
     bool is_open;      /* runs alone by an arbiter's leave: output leaves at once */
+    bool left;         /* its engine was stopped by an operator: it runs without one */
     bool forked;       /* somebody resumed it elsewhere */
+    bool by_hand;      /* because a person said so */
     uint64_t forked_at;
 };
 
@@ -132,6 +136,7 @@ enum job_type {
     JOB_PREPARE,
     JOB_APPLY,
     JOB_TAKEOVER,
+    JOB_LOAD,
 };
 
 struct job {
@@ -139,7 +144,8 @@ struct job {
     uint64_t session;
     uint64_t epoch;
     uint32_t round;
-    bool full, capture, fresh, cancelled;
+    bool full, capture, final, fresh, cancelled;
+    uint64_t downtime_ns;
     /* while it runs */
     uint32_t mask;
     bool captured;
@@ -159,6 +165,7 @@ struct tracker {
 /* The standby's memory of epochs. */
 struct restorer {
     bool committed, applied, broken;
+    bool loaded; /* can be resumed, and take no other epoch */
     uint8_t history[16];
     uint64_t epoch, counter, committed_ns;
     uint32_t lineage;
@@ -199,11 +206,15 @@ struct host {
     uint64_t stored_generation;
     bool stored_active;
     bool arbiter_reachable;
+    bool other_fenced;      /* so the fence says; the takeover that asked has not come yet */
+    bool arbiter_unclear;   /* what is asked takes effect, now or later, and no answer comes */
     bool operator_takeover; /* the takeover under way is the operator's wish */
     int crash_after;        /* actions until the engine dies in the middle of them; 0: it does not */
     unsigned unreachable;   /* answers of the arbiter that did not come, since the last one that did */
     uint64_t heard_ns;      /* latest frame that reached the engine */
     bool told_of_death;     /* and one said that the guest failed */
+    bool told_to_run;       /* and one said HANDOVER */
+    bool handed;            /* it said HANDOVER */
     uint32_t held_by;       /* life of the engine that held the guest */
 };
 
@@ -221,8 +232,11 @@ struct sim {
     struct lineage lineages[LINEAGES_MAX];
     uint32_t lineage_count;
     uint64_t register_generation;
+    uint64_t register_revision; /* grows with every change */
     int register_owner;
-    /* faults */
+    /* faults, in acts: when all is well again, things may go wrong again */
+    unsigned act, acts;
+    uint64_t act_began_ns;
     unsigned faults, struck;
     bool healthy; /* no more faults: everything must come right again */
     bool flaky;   /* captures, applies and takeovers may fail */
@@ -233,6 +247,7 @@ struct sim {
     bool lost;
     uint64_t healthy_since_ns;
     unsigned takeovers, alone, yields, holds, releases, adopts, deltas, fulls, commits;
+    unsigned handovers, moves, turns;
     char violation[256];
 
     struct sim_event *heap;
@@ -254,7 +269,12 @@ void sim_parcel_free(struct sim *sim, int index);
 void sim_trace(const struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* sim_host.c: engines */
-void host_start_engine(struct sim *sim, int index, enum engine_role role, bool fresh);
+enum engine_start {
+    START_FIRST, /* of the history */
+    START_AGAIN,
+    START_TURNED, /* the same engine goes on in its other role */
+};
+void host_start_engine(struct sim *sim, int index, enum engine_role role, enum engine_start start);
 void host_kill_engine(struct sim *sim, int index, bool silent);
 void host_crash(struct sim *sim, int index);
 void host_deliver(struct sim *sim, int index, struct role_event *event);
@@ -288,10 +308,14 @@ void restorer_expect(struct sim *sim, int index, const struct role_action *actio
 void restorer_commit(struct sim *sim, int index, uint64_t epoch);
 
 /* sim_fault.c */
+#define ACTS_MAX 3
 void fault_plan(struct sim *sim);
 void fault_strike(struct sim *sim, unsigned index);
+/* Switch a host off from outside; it comes back later. */
+void fault_fence(struct sim *sim, int host);
 void fault_repair(struct sim *sim, int host, uint64_t what);
 void operator_acts(struct sim *sim);
+void operator_migrates(struct sim *sim, bool cancel);
 /* Everything is as it should be: a guest runs, protected. */
 bool world_is_well(const struct sim *sim);
 
@@ -301,9 +325,13 @@ struct snapshot *check_snapshot(struct sim *sim, const uint8_t history[16], uint
 void check_committed(struct sim *sim, int index, uint64_t epoch);
 void check_alone(struct sim *sim, int index);
 void check_closed(struct sim *sim, int index);
+bool check_is_open(struct sim *sim, int index);
+void check_left(struct sim *sim, int index);
+void check_stop(struct sim *sim, int index);
 void check_takeover(struct sim *sim, int index);
 void check_hold(struct sim *sim, int index);
 void check_release(struct sim *sim, int index);
+void check_fence(struct sim *sim, int index);
 void check_decision(struct sim *sim, int index);
 void check_world(struct sim *sim);
 

@@ -43,7 +43,8 @@ void check_committed(struct sim *sim, int index, uint64_t epoch)
     if (!snapshot->verified)
         check_fail(sim, "host%d releases epoch %llu, which no standby committed", index,
                    (unsigned long long)epoch);
-    struct lineage *lineage = lineage_of(sim, index);
+    /* The snapshot's, since the guest may have ended since. */
+    struct lineage *lineage = &sim->lineages[snapshot->lineage % LINEAGES_MAX];
     if (lineage->forked && snapshot->counter > lineage->forked_at && !sim->forced)
         check_fail(sim, "host%d releases output at %llu; the guest was resumed elsewhere from %llu", index,
                    (unsigned long long)snapshot->counter, (unsigned long long)lineage->forked_at);
@@ -56,11 +57,31 @@ void check_alone(struct sim *sim, int index)
     struct lineage *lineage = lineage_of(sim, index);
     guest_advance(sim, index);
     sim->alone++;
-    if (lineage->forked && !sim->forced)
+    /* Without an arbiter a person decided about the takeover, and answers for the guest left behind. */
+    bool persons = !sim->config.arbiter && sim->config.takeover == ROLE_TAKEOVER_MANUAL;
+    persons |= lineage->left; /* the engine was stopped, and its farewell is still on its way, or lost */
+    if (lineage->forked && !sim->forced && !persons)
         check_fail(sim, "host%d goes on alone at %llu; the guest was resumed elsewhere from %llu", index,
                    (unsigned long long)sim->hosts[index].guest.counter,
                    (unsigned long long)lineage->forked_at);
     lineage->is_open = true;
+}
+
+/* The engine was stopped by an operator, who wants the guest to run on; its farewell may be lost. */
+void check_left(struct sim *sim, int index)
+{
+    lineage_of(sim, index)->is_open = true;
+    lineage_of(sim, index)->left = true;
+}
+
+void check_stop(struct sim *sim, int index)
+{
+    lineage_of(sim, index)->left = true;
+}
+
+bool check_is_open(struct sim *sim, int index)
+{
+    return lineage_of(sim, index)->is_open;
 }
 
 void check_closed(struct sim *sim, int index)
@@ -83,8 +104,23 @@ void check_hold(struct sim *sim, int index)
 
 void check_release(struct sim *sim, int index)
 {
-    if (lineage_of(sim, index)->forked && !sim->forced)
+    /* A guest that a final capture stopped, and that was not handed over, is as good as one that runs: it may
+     * go on until somebody tells of the takeover that a person made. */
+    bool persons = sim->hosts[index].guest.paused && !sim->hosts[index].handed &&
+                   (lineage_of(sim, index)->by_hand ||
+                    (!sim->config.arbiter && sim->config.takeover == ROLE_TAKEOVER_MANUAL));
+    bool lives = sim->hosts[index].guest.state == GUEST_ALIVE;
+    if (lives && lineage_of(sim, index)->forked && !sim->forced && !persons)
         check_fail(sim, "host%d lets its guest run again, which was resumed elsewhere", index);
+}
+
+/* A standby takes over; what it was handed, its primary has stopped (check_takeover() looks). */
+void check_fence(struct sim *sim, int index)
+{
+    struct host *host = &sim->hosts[index];
+    if (sim->config.fence && !host->other_fenced && !host->told_to_run && !sim->forced)
+        check_fail(sim, "host%d takes over, and nobody fenced host%d", index, !index);
+    host->other_fenced = false;
 }
 
 /* A standby decides to take over. */
@@ -92,7 +128,7 @@ void check_decision(struct sim *sim, int index)
 {
     const struct host *host = &sim->hosts[index], *other = &sim->hosts[!index];
     struct role_status status;
-    if (host->operator_takeover)
+    if (host->operator_takeover || host->told_to_run)
         return;
     if (sim->config.takeover != ROLE_TAKEOVER_AUTO)
         check_fail(sim, "host%d takes over by itself; the policy is that an operator does", index);
@@ -130,6 +166,10 @@ void check_takeover(struct sim *sim, int index)
         return;
     }
     struct lineage *from = &sim->lineages[snapshot->lineage % LINEAGES_MAX];
+    const struct guest *left = &sim->hosts[!index].guest;
+    if (host->told_to_run && left->state == GUEST_ALIVE && left->lineage == snapshot->lineage &&
+        !left->held && !sim->forced)
+        check_fail(sim, "host%d runs the guest that it was handed, and host%d still runs it", index, !index);
     for (int i = 0; i < HOSTS; i++)
         if (from->is_open && sim->hosts[i].guest.state == GUEST_ALIVE &&
             sim->hosts[i].guest.lineage == snapshot->lineage) {
@@ -139,14 +179,16 @@ void check_takeover(struct sim *sim, int index)
     if (from->released > snapshot->counter)
         check_fail(sim, "host%d resumes from %llu; output up to %llu was released by acknowledgements", index,
                    (unsigned long long)snapshot->counter, (unsigned long long)from->released);
-    if (from->alone > snapshot->counter && !host->operator_takeover && !sim->forced)
+    if (from->alone > snapshot->counter && !from->left && !host->operator_takeover && !sim->forced)
         check_fail(sim, "host%d resumes from %llu; output up to %llu was released by going alone", index,
                    (unsigned long long)snapshot->counter, (unsigned long long)from->alone);
-    if (sim->only_standby_froze && !host->operator_takeover)
+    bool asked = host->operator_takeover || host->told_to_run;
+    if (sim->only_standby_froze && !asked)
         check_fail(sim, "host%d takes over though only its own engine was asleep", index);
-    if (sim->orderly && !host->operator_takeover)
+    if (sim->orderly && !asked)
         check_fail(sim, "host%d takes over after an orderly end", index);
     from->forked = true;
+    from->by_hand = host->operator_takeover && !host->told_to_run;
     from->forked_at = snapshot->counter;
     sim->takeovers++;
     host->guest.state = GUEST_ALIVE;

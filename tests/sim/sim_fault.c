@@ -21,6 +21,7 @@ enum fault {
     FAULT_GUEST_FAILS,
     FAULT_GUEST_ENDS,
     FAULT_ARBITER,
+    FAULT_ARBITER_UNCLEAR,
     FAULT_TAKEOVER,
     FAULT_CONTINUE,
     FAULT_STOP_PRIMARY,
@@ -44,6 +45,7 @@ static const char *const names[FAULTS] = {
     "guest fails",
     "guest ends",
     "arbiter out of reach",
+    "arbiter's answers are lost",
     "operator: takeover",
     "operator: continue",
     "operator: stop primary",
@@ -74,6 +76,18 @@ bool world_is_well(const struct sim *sim)
     return status.protected_now;
 }
 
+/* An operator wants the guest elsewhere, about when things go wrong. */
+static void plan_migration(struct sim *sim, uint64_t about_ns)
+{
+    if (!sim_chance(sim, 50))
+        return;
+    uint64_t at_ns = about_ns + sim_between(sim, 0, 25 * MS);
+    at_ns -= at_ns > 20 * MS ? 20 * MS : at_ns;
+    sim_push(sim, SIM_MIGRATE, at_ns, 0)->a = 0;
+    if (sim->faults > 1 && sim_chance(sim, 30))
+        sim_push(sim, SIM_MIGRATE, at_ns + sim_between(sim, 0, 30 * MS), 0)->a = 1;
+}
+
 void fault_plan(struct sim *sim)
 {
     sim->faults = sim_chance(sim, 45) ? 1 : (unsigned)sim_between(sim, 2, 7);
@@ -81,8 +95,23 @@ void fault_plan(struct sim *sim)
     uint64_t at_ns = sim_between(sim, sim->faults == 1 ? 100 * MS : 0, 400 * MS);
     for (unsigned i = 0; i < sim->faults; i++) {
         sim_push(sim, SIM_FAULT, at_ns, 0)->a = i;
+        plan_migration(sim, at_ns);
         at_ns += sim_between(sim, 0, sim_chance(sim, 50) ? 30 * MS : 4 * sim->config.detect_ns);
     }
+}
+
+void operator_migrates(struct sim *sim, bool cancel)
+{
+    int primary = with_role(sim, ENGINE_PRIMARY);
+    if (primary < 0 || sim->healthy)
+        return;
+    struct role_event *event =
+        &host_post(sim, primary, 0, cancel ? EVENT_MIGRATE_CANCEL : EVENT_MIGRATE)->event;
+    sim_trace(sim, "operator: migrate%s", cancel ? " no more" : "");
+    event->downtime_ns = 50 * MS;
+    event->timeout_ns = sim_chance(sim, 50) ? 0 : sim_between(sim, 1, 60 * MS);
+    event->force = sim_chance(sim, 50);
+    event->left = (enum role_left)sim_between(sim, 0, 2);
 }
 
 static void repair_later(struct sim *sim, enum repair what, int host, uint64_t delay_ns)
@@ -105,9 +134,9 @@ static void revive(struct sim *sim, int index)
         return;
     guest_advance(sim, index);
     if (host->guest.state == GUEST_ALIVE)
-        host_start_engine(sim, index, ENGINE_PRIMARY, false);
+        host_start_engine(sim, index, ENGINE_PRIMARY, START_AGAIN);
     else if (host->guest.state == GUEST_NONE)
-        host_start_engine(sim, index, ENGINE_STANDBY, false);
+        host_start_engine(sim, index, ENGINE_STANDBY, START_AGAIN);
 }
 
 static void guest_gone(struct sim *sim, int index, enum vmm_event event)
@@ -135,8 +164,8 @@ static uint64_t a_while(struct sim *sim)
 
 void fault_strike(struct sim *sim, unsigned index)
 {
-    /* A single failure is one that meets a protected guest. */
-    if (sim->faults == 1 && !world_is_well(sim)) {
+    /* A single failure is one that meets a protected guest, or one that moves. */
+    if (sim->faults == 1 && !world_is_well(sim) && !sim->handovers) {
         sim_push(sim, SIM_FAULT, 20 * MS, 0)->a = index;
         return;
     }
@@ -203,6 +232,10 @@ void fault_strike(struct sim *sim, unsigned index)
         sim->hosts[any].arbiter_reachable = false;
         repair_later(sim, REPAIR_ARBITER, any, lasts_ns + 100 * MS);
         break;
+    case FAULT_ARBITER_UNCLEAR:
+        sim->hosts[any].arbiter_unclear = true;
+        repair_later(sim, REPAIR_ARBITER, any, lasts_ns + 100 * MS);
+        break;
     case FAULT_TAKEOVER:
         post(sim, standby, EVENT_TAKEOVER, sim->faults > 1 && sim_chance(sim, 20));
         break;
@@ -227,7 +260,15 @@ void fault_strike(struct sim *sim, unsigned index)
         break;
     }
     if (sim->struck == sim->faults)
-        sim_push(sim, SIM_OPERATOR, 7 * sim->config.detect_ns + 300 * MS, 0);
+        sim_push(sim, SIM_OPERATOR, 7 * sim->config.detect_ns + 300 * MS, 0)->a = sim->act;
+}
+
+void fault_fence(struct sim *sim, int host)
+{
+    if (!sim->hosts[host].up)
+        return;
+    host_crash(sim, host);
+    repair_later(sim, REPAIR_REVIVE, host, a_while(sim) + 200 * MS);
 }
 
 void fault_repair(struct sim *sim, int host, uint64_t what)
@@ -242,6 +283,7 @@ void fault_repair(struct sim *sim, int host, uint64_t what)
         return;
     case REPAIR_ARBITER:
         sim->hosts[host].arbiter_reachable = true;
+        sim->hosts[host].arbiter_unclear = false;
         return;
     case REPAIR_CONTINUE:
         if (sim->hosts[host].guest.held)
@@ -263,7 +305,7 @@ static void reverse_roles(struct sim *sim, int index)
         return; /* its engine is about to be told */
     sim_trace(sim, "operator: host%d protects the guest from now on", index);
     host_kill_engine(sim, index, false);
-    host_start_engine(sim, index, ENGINE_PRIMARY, false);
+    host_start_engine(sim, index, ENGINE_PRIMARY, START_AGAIN);
 }
 
 static bool resumable(const struct sim *sim, int index)
@@ -328,5 +370,5 @@ void operator_acts(struct sim *sim)
             (host->guest.state == GUEST_YIELDED && !sim->hosts[!i].guest.state))
             sim->lost = true;
     }
-    sim_push(sim, SIM_OPERATOR, 100 * MS, 0);
+    sim_push(sim, SIM_OPERATOR, 100 * MS, 0)->a = sim->act;
 }

@@ -82,6 +82,8 @@ static void round_start(struct sim *sim, int index, struct job *job)
     job->code = sim->flaky && sim_chance(sim, 4) ? (sim_chance(sim, 50) ? -ETIME : -EIO) : 0;
     job->mask = host->tracker.pending | guest->marks;
     job->captured = job->capture || __builtin_popcount(job->mask) <= 3 || sim_chance(sim, 70);
+    job->final = job->final || (job->downtime_ns && sim_chance(sim, 50));
+    job->captured |= job->final;
     guest->marks = 0;
     host->tracker.pending = 0;
     host->tracker.inflight |= job->mask;
@@ -109,11 +111,12 @@ static void job_start(struct sim *sim, int index)
     case JOB_PREPARE:
         if (!job->cancelled && !net_described(sim, index, job->session))
             return; /* kicked when DESCRIBE comes or the session goes */
-        takes_ns = host->guest.state == GUEST_NONE || job->fresh ? sim_between(sim, 5 * MS, 60 * MS) : 0;
+        takes_ns = host->guest.state != GUEST_WAITING || job->fresh ? sim_between(sim, 5 * MS, 60 * MS) : 0;
         break;
     case JOB_APPLY:
         takes_ns = sim_chance(sim, 3) ? sim_between(sim, 0, 100 * MS) : sim_between(sim, 0, 3 * MS);
         break;
+    case JOB_LOAD:
     case JOB_TAKEOVER:
         takes_ns = sim_between(sim, 0, 10 * MS);
         break;
@@ -154,7 +157,9 @@ static void round_end(struct sim *sim, int index, struct job *job)
         return;
     }
     struct packet data = {.epoch = job->epoch, .round = job->round, .mask = job->mask};
-    guest->paused = false;
+    guest->paused = job->final;
+    if (job->captured && guest->state == GUEST_ALIVE && sim_chance(sim, 30))
+        host_post(sim, index, sim_between(sim, 0, 20 * MS), EVENT_OUTPUT)->event.urgent = sim_chance(sim, 20);
     if (job->captured) {
         guest->advanced_at_ns = sim->now_ns;
         struct snapshot *snapshot = &sim->snapshots[sim->snapshot_count++ % SNAPSHOTS_MAX];
@@ -175,6 +180,7 @@ static void round_end(struct sim *sim, int index, struct job *job)
     parcel->event.totals = (struct message_totals){.frames = 1, .pages = 1, .bytes = 1, .sum = 1};
     parcel = reply(sim, index, job, EVENT_ROUND, sim_chance(sim, 50) ? delay_ns : 0);
     parcel->event.captured = job->captured;
+    parcel->event.final = job->final;
     parcel->event.pause_ns = job->pause_ns;
     parcel->event.state_bytes = job->captured;
 }
@@ -186,7 +192,7 @@ static void prepared(struct sim *sim, int index, struct job *job)
     if (job->cancelled) {
         job->code = -ECANCELED;
     } else {
-        if (job->fresh && restorer->committed && host->guest.state == GUEST_WAITING)
+        if (job->fresh && restorer->committed && !restorer->loaded && host->guest.state == GUEST_WAITING)
             check_fail(sim, "host%d: a fresh guest is launched over a committed checkpoint", index);
         /* Its process is gone, and the engine has not heard of that yet. */
         if (restorer->broken && host->guest.state == GUEST_NONE && !job->fresh) {
@@ -194,9 +200,11 @@ static void prepared(struct sim *sim, int index, struct job *job)
             reply(sim, index, job, EVENT_PREPARED, 0);
             return;
         }
+        if (restorer->loaded && !job->fresh)
+            check_fail(sim, "host%d: a guest that was loaded is used again", index);
         if (restorer->broken && !job->fresh)
             check_fail(sim, "host%d: a broken guest is used again", index);
-        if (job->fresh || host->guest.state == GUEST_NONE) {
+        if (job->fresh || host->guest.state == GUEST_NONE || host->guest.state == GUEST_YIELDED) {
             *restorer = (struct restorer){.applied = true};
             host->guest = (struct guest){.state = GUEST_WAITING};
         }
@@ -235,6 +243,21 @@ static void taken_over(struct sim *sim, int index, struct job *job)
     reply(sim, index, job, EVENT_RUNNING, 0);
 }
 
+static void loaded(struct sim *sim, int index, struct job *job)
+{
+    struct restorer *restorer = &sim->hosts[index].restorer;
+    if (sim->hosts[index].guest.state != GUEST_WAITING || (sim->flaky && sim_chance(sim, 5))) {
+        job->code = -EIO;
+        restorer->broken = true;
+        restorer->committed = false;
+    } else if (!restorer->committed || !restorer->applied || restorer->loaded) {
+        check_fail(sim, "host%d loads an epoch: committed %d, applied %d, loaded %d", index,
+                   restorer->committed, restorer->applied, restorer->loaded);
+    }
+    restorer->loaded = job->code == 0;
+    reply(sim, index, job, EVENT_LOAD_DONE, 0);
+}
+
 void job_finished(struct sim *sim, int index)
 {
     struct host *host = &sim->hosts[index];
@@ -266,6 +289,9 @@ void job_finished(struct sim *sim, int index)
         break;
     case JOB_APPLY:
         applied(sim, index, &job);
+        break;
+    case JOB_LOAD:
+        loaded(sim, index, &job);
         break;
     case JOB_TAKEOVER:
         taken_over(sim, index, &job);
@@ -334,6 +360,9 @@ void restorer_commit(struct sim *sim, int index, uint64_t epoch)
     struct restorer *restorer = &host->restorer;
     if (!restorer->verified || restorer->expect_epoch != epoch)
         check_fail(sim, "host%d: epoch %llu is committed without being verified", index,
+                   (unsigned long long)epoch);
+    if (restorer->loaded)
+        check_fail(sim, "host%d: epoch %llu is committed over a guest that was loaded", index,
                    (unsigned long long)epoch);
     if (!restorer->applied)
         check_fail(sim, "host%d: epoch %llu is committed over one that is not applied", index,

@@ -42,7 +42,7 @@ static void plan_tick(struct sim *sim, int index)
     sim_push(sim, SIM_TICK, at_ns - sim->now_ns + late, index)->a = ++host->tick_stamp;
 }
 
-void host_start_engine(struct sim *sim, int index, enum engine_role role, bool fresh)
+void host_start_engine(struct sim *sim, int index, enum engine_role role, enum engine_start start)
 {
     struct host *host = &sim->hosts[index];
     assert(host->up && host->role == ENGINE_NONE);
@@ -52,16 +52,23 @@ void host_start_engine(struct sim *sim, int index, enum engine_role role, bool f
     if (role == ENGINE_PRIMARY) {
         uint64_t generation = host->stored_generation ? host->stored_generation : 1;
         host->tracker = (struct tracker){0};
+        check_closed(sim, index); /* an engine holds output until it knows better */
         for (unsigned i = 0; i < sizeof host->tracker.history; i++)
             host->tracker.history[i] = (uint8_t)sim_random(sim);
-        if (fresh)
+        if (start == START_FIRST)
             host->guest.generation = generation;
         r = primary_new(&host->primary, &config, host->tracker.history, generation, local_ns(sim, index));
-        if (fresh && sim->lineage_count == 0)
+        if (r == 0 && start == START_TURNED)
+            primary_set_right(host->primary, ROLE_RIGHT_TAKEN);
+        else if (r == 0 && host->stored_generation && !host->stored_active)
+            primary_set_right(host->primary, ROLE_RIGHT_DOUBTFUL);
+        if (start == START_FIRST && sim->lineage_count == 0)
             sim->lineage_count = 1;
     } else {
         host->restorer = (struct restorer){0};
-        host->guest = (struct guest){0};
+        /* What was left behind goes when its place is needed (prepared()). */
+        if (start != START_TURNED)
+            host->guest = (struct guest){0};
         r = standby_new(&host->standby, &config, host->stored_generation, local_ns(sim, index));
     }
     assert(r == 0);
@@ -70,7 +77,7 @@ void host_start_engine(struct sim *sim, int index, enum engine_role role, bool f
     host->tick_at_ns = 0;
     host->frozen_until_ns = 0;
     host->crash_after = 0;
-    host->operator_takeover = false;
+    host->operator_takeover = host->told_to_run = host->handed = false;
     sim_trace(sim, "host%d: %s engine starts, generation %llu", index,
               role == ENGINE_PRIMARY ? "primary" : "standby", (unsigned long long)host->stored_generation);
     host_post(sim, index, 0, EVENT_TICK);
@@ -128,6 +135,7 @@ static void arbitrate(struct sim *sim, int index, const struct role_action *acti
     struct sim_event *event = sim_push(sim, SIM_ARBITER, sim_between(sim, 0, 5 * MS), index);
     event->a = action->from;
     event->b = action->to;
+    event->payload = action->fence ? 0 : -1;
 }
 
 static void store(struct sim *sim, int index, const struct role_action *action)
@@ -136,18 +144,41 @@ static void store(struct sim *sim, int index, const struct role_action *action)
     if (action->to < host->stored_generation)
         check_fail(sim, "host%d stores generation %llu after %llu", index, (unsigned long long)action->to,
                    (unsigned long long)host->stored_generation);
-    if (host->role == ENGINE_STANDBY && action->active && !sim->config.arbiter)
+    if (host->role == ENGINE_STANDBY && action->active && !sim->config.arbiter && !sim->config.fence)
         check_decision(sim, index);
-    bool grew = action->to > host->stored_generation;
+    if (host->role == ENGINE_STANDBY && action->active)
+        check_fence(sim, index);
     host->stored_generation = action->to;
     host->stored_active = action->active;
     if (host->role == ENGINE_PRIMARY && action->active) {
-        bool alone = grew && host->guest.generation && action->to > host->guest.generation;
         host->guest.generation = action->to;
         host->guest.by_right = true;
-        if (alone)
-            check_alone(sim, index);
     }
+}
+
+/* A gate that lets everything pass is taken away by an engine that ends; one that holds stays shut. */
+static void host_exit(struct sim *sim, int index)
+{
+    bool passed = sim->hosts[index].role == ENGINE_PRIMARY && sim->hosts[index].guest.state == GUEST_ALIVE &&
+                  check_is_open(sim, index);
+    host_kill_engine(sim, index, false);
+    if (passed)
+        check_left(sim, index);
+}
+
+/* The engine goes on in its other role; its host, its guest and its record stay. */
+static void host_turn(struct sim *sim, int index)
+{
+    struct host *host = &sim->hosts[index];
+    enum engine_role role = host->role == ENGINE_PRIMARY ? ENGINE_STANDBY : ENGINE_PRIMARY;
+    if (host->role == ENGINE_PRIMARY && host->guest.state == GUEST_ALIVE)
+        check_fail(sim, "host%d stands by, and its guest runs", index);
+    if (host->role == ENGINE_STANDBY && host->guest.state == GUEST_WAITING)
+        check_fail(sim, "host%d protects a guest that waits", index);
+    sim_trace(sim, "host%d: changes its role", index);
+    host_kill_engine(sim, index, false);
+    host_start_engine(sim, index, role, START_TURNED);
+    sim->turns++;
 }
 
 static void perform(struct sim *sim, int index, const struct role_action *action)
@@ -156,6 +187,7 @@ static void perform(struct sim *sim, int index, const struct role_action *action
     struct job job = {.session = action->session, .epoch = action->epoch, .round = action->round};
     switch (action->type) {
     case ACTION_SEND:
+        host->handed |= action->send == WIRE_HANDOVER;
         net_send(sim, index, action);
         return;
     case ACTION_DISCONNECT:
@@ -177,7 +209,21 @@ static void perform(struct sim *sim, int index, const struct role_action *action
         return;
     case ACTION_EXIT:
         sim_trace(sim, "host%d: exits with %d", index, action->code);
-        host_kill_engine(sim, index, false);
+        host_exit(sim, index);
+        return;
+    case ACTION_TURN:
+        host_turn(sim, index);
+        return;
+    case ACTION_TURN_AWAY: {
+        struct role_action refuse = *action;
+        refuse.send = WIRE_REFUSE;
+        net_send(sim, index, &refuse);
+        net_disconnect(sim, index, action->session);
+        return;
+    }
+    case ACTION_PASS:
+        sim_trace(sim, "host%d: output passes", index);
+        check_alone(sim, index);
         return;
     case ACTION_CONNECT:
         net_connect(sim, index, action->session);
@@ -197,6 +243,8 @@ static void perform(struct sim *sim, int index, const struct role_action *action
     case ACTION_ROUND:
         job.type = JOB_ROUND;
         job.capture = action->capture;
+        job.final = action->final;
+        job.downtime_ns = action->downtime_ns;
         job_add(sim, index, &job);
         return;
     case ACTION_COMMITTED:
@@ -207,9 +255,17 @@ static void perform(struct sim *sim, int index, const struct role_action *action
         if (action->type == ACTION_COMMITTED)
             job_add(sim, index, &job);
         return;
+    case ACTION_KEEP:
+        sim_trace(sim, "host%d: guest kept stopped", index);
+        guest_stop(sim, index, true);
+        host->held_by = host->life;
+        host_post(sim, index, sim_between(sim, 0, MS), EVENT_KEPT)->event.session = action->session;
+        return;
     case ACTION_HOLD:
         sim_trace(sim, "host%d: guest held", index);
-        check_hold(sim, index);
+        if (host->guest.state == GUEST_ALIVE && !host->guest.held &&
+            !host->guest.paused) /* else it stays as it is */
+            check_hold(sim, index);
         guest_stop(sim, index, true);
         host->held_by = host->life;
         sim->holds++;
@@ -218,6 +274,7 @@ static void perform(struct sim *sim, int index, const struct role_action *action
         sim_trace(sim, "host%d: guest released", index);
         check_release(sim, index);
         guest_stop(sim, index, false);
+        host->guest.paused = false;
         sim->releases++;
         return;
     case ACTION_YIELD:
@@ -246,6 +303,10 @@ static void perform(struct sim *sim, int index, const struct role_action *action
         job.type = JOB_APPLY;
         job_add(sim, index, &job);
         return;
+    case ACTION_LOAD:
+        job.type = JOB_LOAD;
+        job_add(sim, index, &job);
+        return;
     case ACTION_TAKEOVER:
         job.type = JOB_TAKEOVER;
         job_add(sim, index, &job);
@@ -265,8 +326,11 @@ static void check_told(struct sim *sim, int index, const struct role_event *even
                  (event->type != EVENT_REFUSE || event->refusal == WIRE_REFUSE_GENERATION);
     bool told =
         (frame && event->generation > was->generation) ||
+        (event->type == EVENT_HELLO && event->generation > was->generation && was->state != PRIMARY_YIELDED &&
+         was->state != PRIMARY_MOVED) ||
         (event->type == EVENT_ARBITER && event->arbiter == ARBITER_LOST && was->state == PRIMARY_ARBITRATING);
-    if (told && (status.state != PRIMARY_YIELDED || sim->hosts[index].guest.state == GUEST_ALIVE))
+    if (told && ((status.state != PRIMARY_YIELDED && status.state != PRIMARY_MOVED) ||
+                 sim->hosts[index].guest.state == GUEST_ALIVE))
         check_fail(sim, "host%d was told of generation %llu and is %s", index,
                    (unsigned long long)event->generation, role_state_name(status.state));
 }
@@ -280,8 +344,10 @@ void host_deliver(struct sim *sim, int index, struct role_event *event)
         return;
     if (event->type == EVENT_TAKEOVER)
         host->operator_takeover = true;
-    if (event->type == EVENT_TAKEOVER && event->force && sim->config.arbiter)
+    if (event->type == EVENT_TAKEOVER && event->force && (sim->config.arbiter || sim->config.fence))
         sim->forced = true;
+    if (event->type == EVENT_STOP && host->role == ENGINE_PRIMARY)
+        check_stop(sim, index);
     if (event->type == EVENT_CONTINUE)
         sim->forced = sim->forced || !sim->config.arbiter || event->force;
     host_get_status(sim, index, &was);
@@ -302,6 +368,9 @@ void host_deliver(struct sim *sim, int index, struct role_event *event)
                   is.reason);
     if (is.state == STANDBY_GREETED)
         host->operator_takeover = false;
+    if (is.state == STANDBY_LOST || is.state == STANDBY_WAITING || is.state == STANDBY_GREETED)
+        host->told_to_run = false;
+    sim->moves += is.state == PRIMARY_MOVED && was.state != PRIMARY_MOVED;
 
     uint32_t life = host->life;
     for (unsigned i = 0; i < actions.count && host->life == life; i++) {

@@ -14,6 +14,7 @@
  */
 
 #define CONNECT_TIMEOUT (300 * MS)
+#define DOOR_NUMBERS    (UINT64_C(1) << 32) /* who comes to a primary's door is none of its sessions */
 
 static int other(int index)
 {
@@ -141,7 +142,7 @@ void net_connect(struct sim *sim, int index, uint64_t number)
             if (session)
                 break;
         }
-    if (!reachable || target->role != ENGINE_STANDBY || !session) {
+    if (!reachable || target->role == ENGINE_NONE || !session) {
         link_down(sim, index, number, reachable ? 2 * sim->delay_ns : CONNECT_TIMEOUT,
                   reachable ? "connection refused" : "connection timed out");
         return;
@@ -244,10 +245,20 @@ void net_send_data(struct sim *sim, int index, uint64_t number, const struct pac
 static void deliver_frame(struct sim *sim, int index, struct session *session, struct packet *packet)
 {
     static const enum role_event_type events[] = {
-        [WIRE_HELLO] = EVENT_HELLO,      [WIRE_WELCOME] = EVENT_WELCOME,       [WIRE_REFUSE] = EVENT_REFUSE,
-        [WIRE_ACCEPT] = EVENT_ACCEPT,    [WIRE_HEARTBEAT] = EVENT_HEARTBEAT,   [WIRE_ROUND] = EVENT_ROUND_END,
-        [WIRE_COMMIT] = EVENT_ROUND_END, [WIRE_ROUND_DONE] = EVENT_ROUND_DONE, [WIRE_ACK] = EVENT_ACK,
+        [WIRE_HELLO] = EVENT_HELLO,
+        [WIRE_WELCOME] = EVENT_WELCOME,
+        [WIRE_REFUSE] = EVENT_REFUSE,
+        [WIRE_ACCEPT] = EVENT_ACCEPT,
+        [WIRE_HEARTBEAT] = EVENT_HEARTBEAT,
+        [WIRE_ROUND] = EVENT_ROUND_END,
+        [WIRE_COMMIT] = EVENT_ROUND_END,
+        [WIRE_ROUND_DONE] = EVENT_ROUND_DONE,
+        [WIRE_ACK] = EVENT_ACK,
         [WIRE_GOODBYE] = EVENT_GOODBYE,
+        [WIRE_SWITCH] = EVENT_SWITCH,
+        [WIRE_LOADED] = EVENT_LOADED,
+        [WIRE_HANDOVER] = EVENT_HANDOVER,
+        [WIRE_STARTED] = EVENT_STARTED,
     };
     if (packet->type == WIRE_DESCRIBE) {
         session->described = true;
@@ -255,7 +266,8 @@ static void deliver_frame(struct sim *sim, int index, struct session *session, s
         return;
     }
     if (packet->type == WIRE_HELLO)
-        session->number[index] = ++sim->hosts[index].standby_sessions;
+        session->number[index] = ++sim->hosts[index].standby_sessions +
+                                 (sim->hosts[index].role == ENGINE_PRIMARY ? DOOR_NUMBERS : 0);
     struct role_event event = {
         .type = events[packet->type],
         .session = session->number[index],
@@ -277,6 +289,10 @@ static void deliver_frame(struct sim *sim, int index, struct session *session, s
     sim->hosts[index].heard_ns = sim->now_ns;
     sim->hosts[index].told_of_death =
         event.type == EVENT_GOODBYE && event.reason == WIRE_GOODBYE_GUEST_FAILED;
+    if (event.type == EVENT_HANDOVER) {
+        sim->hosts[index].told_to_run = true;
+        sim->handovers++;
+    }
     host_deliver(sim, index, &event);
 }
 

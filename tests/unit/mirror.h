@@ -30,6 +30,8 @@ struct mirror {
     pthread_mutex_t lock;         /* of what follows */
     struct message_totals totals; /* of the present round */
     uint64_t runs[3];             /* by encoding, ever */
+    uint64_t changed;             /* pages that came as changes, ever */
+    uint64_t state_pieces[2];     /* as they are, compressed; ever */
 };
 
 static inline void mirror_new(struct mirror *mirror, const struct memory_options *options)
@@ -80,6 +82,56 @@ static inline uint64_t mirror_pages(struct mirror *mirror, const struct wire_fra
     return seen;
 }
 
+static inline uint64_t mirror_delta(struct mirror *mirror, const struct wire_frame *frame, uint32_t round)
+{
+    struct message_delta delta;
+    struct message_delta_page page;
+    assert_int_equal(message_delta_parse(frame, &delta), 0);
+    assert_int_equal(delta.round, round);
+    assert_true(delta.block < mirror->block_count);
+    uint8_t *raw = malloc(delta.raw_bytes);
+    if (delta.encoding == WIRE_DELTA_RAW)
+        memcpy(raw, delta.body, delta.raw_bytes);
+    else
+        assert_int_equal(LZ4_decompress_safe((const char *)delta.body, (char *)raw, (int)delta.body_bytes,
+                                             (int)delta.raw_bytes),
+                         delta.raw_bytes);
+    assert_int_equal(message_delta_open(&delta, raw), 0);
+    while (message_delta_next(&delta, &page)) {
+        assert_true(page.page * WIRE_PAGE_BYTES < mirror->bytes[delta.block]);
+        uint8_t *to = mirror->blocks[delta.block] + page.page * WIRE_PAGE_BYTES;
+        const uint8_t *from = page.blocks;
+        for (unsigned i = 0; i < WIRE_PAGE_BYTES; i++)
+            if (page.changed >> i / WIRE_DELTA_BLOCK & 1)
+                to[i] ^= *from++;
+        assert_int_equal(wire_sum(to, WIRE_PAGE_BYTES), page.sum);
+    }
+    free(raw);
+    pthread_mutex_lock(&mirror->lock);
+    mirror->changed += delta.page_count;
+    pthread_mutex_unlock(&mirror->lock);
+    return delta.page_count;
+}
+
+static inline void mirror_state(struct mirror *mirror, const struct wire_frame *frame)
+{
+    struct message_state piece;
+    assert_true(frame->type == WIRE_STATE || frame->type == WIRE_STATE_LZ4);
+    assert_int_equal(message_state_parse(frame, &piece), 0);
+    assert_true(piece.total <= 4u << 20);
+    uint8_t *to = mirror->state + piece.offset;
+    if (piece.lz4)
+        assert_int_equal(LZ4_decompress_safe((const char *)piece.bytes, (char *)to, (int)piece.body_bytes,
+                                             (int)piece.length),
+                         piece.length);
+    else
+        memcpy(to, piece.bytes, piece.length);
+    mirror->state_total = piece.total;
+    pthread_mutex_lock(&mirror->lock);
+    mirror->state_pieces[piece.lz4]++;
+    pthread_mutex_unlock(&mirror->lock);
+}
+
 static inline void mirror_frame(struct mirror *mirror, const struct wire_frame *frame, uint64_t epoch,
                                 uint32_t round)
 {
@@ -87,13 +139,10 @@ static inline void mirror_frame(struct mirror *mirror, const struct wire_frame *
     assert_int_equal(frame->epoch, epoch);
     if (frame->type == WIRE_PAGES) {
         pages = mirror_pages(mirror, frame, round);
+    } else if (frame->type == WIRE_DELTA) {
+        pages = mirror_delta(mirror, frame, round);
     } else {
-        struct message_state state;
-        assert_int_equal(frame->type, WIRE_STATE);
-        assert_int_equal(message_state_parse(frame, &state), 0);
-        assert_true(state.total <= 4u << 20);
-        memcpy(mirror->state + state.offset, state.bytes, state.length);
-        mirror->state_total = state.total;
+        mirror_state(mirror, frame);
     }
     pthread_mutex_lock(&mirror->lock);
     mirror->totals.frames++;

@@ -226,21 +226,29 @@ static inline int kit_send(struct kit *kit)
     return restore_pages(kit->restore, kit_seal(&kit->lane, kit->epoch, kit->round, &kit->totals));
 }
 
-static inline int kit_send_state(struct kit *kit, uint64_t offset, uint64_t total, const void *bytes,
-                                 size_t length)
+/* A piece of the device state; `raw_bytes`: what `bytes` decode to, 0 where they are the piece. */
+static inline int kit_send_piece(struct kit *kit, uint64_t offset, uint64_t total, const void *bytes,
+                                 size_t length, uint32_t raw_bytes)
 {
     struct kit_lane *lane = &kit->lane;
     size_t room;
     lane->writer.used = 0;
     uint8_t *payload = wire_writer_payload(&lane->writer, &room);
-    size_t at = message_state_build(offset, total, payload);
+    size_t at = raw_bytes ? message_state_lz4_build(offset, total, raw_bytes, payload)
+                          : message_state_build(offset, total, payload);
     memcpy(payload + at, bytes, length);
-    wire_writer_finish(&lane->writer, WIRE_STATE, 1, kit->epoch, at + length);
+    wire_writer_finish(&lane->writer, raw_bytes ? WIRE_STATE_LZ4 : WIRE_STATE, 1, kit->epoch, at + length);
     kit_read_frame(lane);
     kit->totals.frames++;
     kit->totals.bytes += lane->frame.length;
     kit->totals.sum += lane->frame.header_sum;
     return restore_state(kit->restore, &lane->frame);
+}
+
+static inline int kit_send_state(struct kit *kit, uint64_t offset, uint64_t total, const void *bytes,
+                                 size_t length)
+{
+    return kit_send_piece(kit, offset, total, bytes, length, 0);
 }
 
 /* One frame that carries these pages of the model as one run. */

@@ -120,6 +120,32 @@ static void replicates_and_reports(void **state)
     json_decref(json);
 }
 
+/* 8 bytes in each of the same pages: whole pages of noise, and changes of them. */
+static void changes_take_little(void **state)
+{
+    (void)state;
+    char *argv[] = {(char[]){"bench"},
+                    (char[]){"replicate"},
+                    (char[]){"--size=8M"},
+                    (char[]){"--rounds=1"},
+                    (char[]){"--epochs=4"},
+                    (char[]){"--epoch-size=2M"},
+                    (char[]){"--data=random"},
+                    (char[]){"--pattern=sparse"},
+                    (char[]){"--compression=lz4"},
+                    (char[]){"--json"},
+                    NULL};
+    json_t *json = run_json(argv, array_length(argv) - 1);
+    assert_true(json_is_true(json_object_get(json, "memory_verified")));
+    assert_int_equal(integer(json, "changes", "guest_bytes"), 8 << 20);
+    assert_in_range(integer(json, "epochs", "wire_bytes"), 8 << 20, 9 << 20);
+    /* A checkpoint's device state is in both. */
+    assert_in_range(integer(json, "changes", "wire_bytes"), 2048 * 20, 2048 * 100 + (1 << 20));
+    json_t *pages = json_object_get(json_object_get(json, "changes"), "pages");
+    assert_int_equal(json_integer_value(json_object_get(pages, "delta")), 2048);
+    json_decref(json);
+}
+
 static void zero_memory_takes_next_to_nothing(void **state)
 {
     (void)state;
@@ -139,6 +165,7 @@ int main(void)
         cmocka_unit_test(options_are_checked),
         cmocka_unit_test(data_are_what_their_names_say),
         cmocka_unit_test(replicates_and_reports),
+        cmocka_unit_test(changes_take_little),
         cmocka_unit_test(zero_memory_takes_next_to_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -216,6 +216,52 @@ static void compresses_only_when_allowed(void **state)
     kit_free(kit);
 }
 
+/* With every way to compress pages; what the standby did not agree to, or nobody wants, stays as it is. */
+static void state_is_compressed_when_allowed(void **state)
+{
+    (void)state;
+    static const struct {
+        enum checkpoint_compression compression;
+        bool allowed, compressed;
+    } cases[] = {{CHECKPOINT_COMPRESS_AUTO, true, true},
+                 {CHECKPOINT_COMPRESS_LZ4, true, true},
+                 {CHECKPOINT_COMPRESS_LZ4, false, false},
+                 {CHECKPOINT_COMPRESS_NONE, true, false}};
+    for (unsigned i = 0; i < array_length(cases); i++) {
+        struct memory_options options = {.state_bytes = 700001};
+        struct kit *kit = kit_new(options, (struct checkpoint_config){.compression = cases[i].compression});
+        checkpoint_set_state_lz4(kit->checkpoint, cases[i].allowed);
+        protect(kit); /* capture() compares the state that arrived */
+        assert_int_equal(kit->mirror.state_pieces[cases[i].compressed], 3);
+        assert_int_equal(kit->mirror.state_pieces[!cases[i].compressed], 0);
+        struct checkpoint_stats stats;
+        checkpoint_get_stats(kit->checkpoint, &stats);
+        assert_int_equal(stats.state_bytes, 700001);
+        if (cases[i].compressed)
+            assert_in_range(stats.state_bytes_payload, 3 * sizeof(struct wire_state_lz4) + 1, 600000);
+        else
+            assert_int_equal(stats.state_bytes_payload, 700001 + 3 * sizeof(struct wire_state));
+        /* The next session may have agreed on something else. */
+        checkpoint_set_state_lz4(kit->checkpoint, !cases[i].allowed);
+        capture(kit, 0);
+        assert_int_equal(kit->mirror.state_pieces[1] > 3 * cases[i].compressed,
+                         !cases[i].allowed && cases[i].compression != CHECKPOINT_COMPRESS_NONE);
+        kit_free(kit);
+    }
+}
+
+/* Seven bytes have nothing that LZ4 could leave out. */
+static void state_that_does_not_shrink_goes_as_it_is(void **state)
+{
+    (void)state;
+    struct memory_options options = {.state_bytes = 7};
+    struct kit *kit = kit_new(options, (struct checkpoint_config){.state_lz4_allowed = true});
+    protect(kit);
+    assert_int_equal(kit->mirror.state_pieces[0], 1);
+    assert_int_equal(kit->mirror.state_pieces[1], 0);
+    kit_free(kit);
+}
+
 static void abandoned_pages_come_again(void **state)
 {
     (void)state;
@@ -675,6 +721,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(copies_everything_then_only_what_changed),
         cmocka_unit_test(compresses_only_when_allowed),
+        cmocka_unit_test(state_is_compressed_when_allowed),
+        cmocka_unit_test(state_that_does_not_shrink_goes_as_it_is),
         cmocka_unit_test(abandoned_pages_come_again),
         cmocka_unit_test(failures_lose_nothing),
         cmocka_unit_test(more_than_staging_goes_out_within_the_pause),

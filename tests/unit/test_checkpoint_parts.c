@@ -102,13 +102,13 @@ static void plan_hands_out_each_page_once(void **state)
     plan_open(&plan, &set, 50, 3, 9, 4);
     uint64_t pages = 0;
     while (plan_take(&plan, &item)) {
-        assert_true(item.direct && !item.state);
+        assert_true(item.direct && item.kind == PLAN_PAGES);
         assert_int_equal(item.epoch, 9);
         assert_int_equal(item.round, 4);
         for (uint32_t i = 1; i < item.range_count; i++)
             assert_int_equal(item.ranges[i].block, item.ranges[0].block);
         pages += item.pages;
-        assert_false(plan_done(&plan, &item, 10, 1, &totals));
+        assert_false(plan_done(&plan, &item, &(struct message_totals){1, item.pages, 10, 1}, &totals));
     }
     assert_int_equal(pages, 50);
     assert_int_equal(plan_drain(&plan, 0), 0);
@@ -117,7 +117,7 @@ static void plan_hands_out_each_page_once(void **state)
     bool complete = false;
     while (plan_take(&plan, &item)) {
         assert_false(complete);
-        if (item.state) {
+        if (item.kind == PLAN_STATE) {
             assert_int_equal(item.offset, bytes);
             bytes += item.length;
         } else {
@@ -125,7 +125,7 @@ static void plan_hands_out_each_page_once(void **state)
             assert_int_equal(item.staged, staged);
             staged += item.pages;
         }
-        complete = plan_done(&plan, &item, 10, 1, &totals);
+        complete = plan_done(&plan, &item, &(struct message_totals){1, item.pages, 10, 1}, &totals);
     }
     assert_true(complete);
     assert_int_equal(staged, 62);
@@ -143,7 +143,7 @@ static void plan_hands_out_each_page_once(void **state)
     plan_cancel(&plan);
     struct plan_item second;
     assert_false(plan_take(&plan, &second));
-    assert_false(plan_done(&plan, &item, 1, 1, &totals));
+    assert_false(plan_done(&plan, &item, &(struct message_totals){1, item.pages, 1, 1}, &totals));
     assert_int_equal(plan_drain(&plan, UINT64_MAX), -ECANCELED);
     plan_close(&plan);
     plan_open(&plan, &set, 112, 3, 9, 6);

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "replicator/config.h"
 #include "tests/unit/unit.h"
+#include "vmm/qemu/qemu.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -66,10 +67,13 @@ static void test_defaults(void **state)
     assert_int_equal(config->role.takeover, ROLE_TAKEOVER_MANUAL);
     assert_int_equal(config->role.loss, ROLE_LOSS_CONTINUE);
     assert_false(config->role.arbiter);
-    assert_int_equal(config->role.optional, WIRE_FEATURES_KNOWN);
+    assert_int_equal(config->role.optional, WIRE_FEATURE_LZ4 | WIRE_FEATURE_VERIFY | WIRE_FEATURE_DELTA |
+                                                WIRE_FEATURE_DISK | WIRE_FEATURE_DISK_SUMS |
+                                                WIRE_FEATURE_STATE_LZ4 | WIRE_FEATURE_SWITCH);
     assert_string_equal(config->role.host, "beta");
     assert_int_equal(config->staging_bytes, 64 << 20);
     assert_int_equal(config->standby_staging_bytes, 0);
+    assert_int_equal(config->delta_bytes, 64 << 20);
     assert_int_equal(config->pause_budget_ns, 3 * NS_PER_MS);
     assert_int_equal(config->pause_limit_ns, 500 * NS_PER_MS);
     assert_int_equal(config->lanes, 2);
@@ -93,13 +97,26 @@ static void test_defaults(void **state)
     config_free(NULL);
 }
 
+static void test_eager_has_more_of_the_time(void **state)
+{
+    (void)state;
+    struct config *config = loaded(VM "eager = yes\n" HOSTS, "alpha");
+    assert_int_equal(config->role.pause_share, 50);
+    config_free(config);
+    config = loaded(VM "eager = yes\npause-share = 30\n" HOSTS, "alpha");
+    assert_int_equal(config->role.pause_share, 30);
+    config_free(config);
+}
+
 static void test_everything(void **state)
 {
     (void)state;
     struct config *config = loaded(
         "# a comment\n" VM "interval = 1s ; quick enough\n"
         "pause-budget = 500us\npause-limit = 1s\npause-share = 100\nstaging = 1GiB\n"
-        "standby-staging = 512MiB\nlanes = 64\ncompression = none\ndetect = 1s\ntakeover = auto\n"
+        "standby-staging = 512MiB\ndelta-memory = 0\nbandwidth = 100M\nlanes = 64\ncompression = "
+        "none\ndetect = 1s\ntakeover = "
+        "auto\n"
         "standby-loss = stall\narbiter = file:/a/b\nprobe = 0000:00:02.0/vga.vram:0x1008\n" HOST(
             "alpha", "1") "command = qemu-system-x86_64 -m 1G -name 'a b' \\\"c\n"
                           "   -drive file=/x,if=virtio\n"
@@ -113,7 +130,9 @@ static void test_everything(void **state)
     assert_int_equal(config->standby_staging_bytes, 512 << 20);
     assert_int_equal(config->role.staging_bytes, 512 << 20);
     assert_int_equal(config->compression, CONFIG_COMPRESSION_NONE);
-    assert_int_equal(config->role.optional, WIRE_FEATURE_VERIFY);
+    assert_int_equal(config->delta_bytes, 0);
+    assert_int_equal(config->role.optional,
+                     WIRE_FEATURE_VERIFY | WIRE_FEATURE_DISK | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS);
     assert_int_equal(config->role.takeover, ROLE_TAKEOVER_AUTO);
     assert_int_equal(config->role.loss, ROLE_LOSS_STALL);
     assert_true(config->role.arbiter);
@@ -151,11 +170,20 @@ static void test_values_are_named(void **state)
         {"staging = 64MB", "no unit"},
         {"staging = 1KiB", "allowed are"},
         {"standby-staging = some", "does not begin"},
+        {"delta-memory = 4KiB", "0 turns it off"},
+        {"delta-memory = 2000TiB", "allowed are 1048576 to"},
+        {"delta-memory = none", "does not begin"},
+        {"bandwidth = 99K", "allowed are 100K to"},
+        {"bandwidth = 1001G", "allowed are 100K to"},
+        {"bandwidth = 100Mbit", "has no unit of"},
+        {"bandwidth = fast", "does not begin"},
         {"compression = zstd", "auto, none, lz4"},
         {"takeover = yes", "manual, auto"},
         {"standby-loss = panic", "continue, stall"},
-        {"arbiter = etcd://x", "none and file:/PATH"},
-        {"arbiter = file:x", "none and file:/PATH"},
+        {"reprotect = always", "manual, auto"},
+        {"home = -x", "letters, digits"},
+        {"arbiter = etcd://x", "none, etcd and file:/PATH"},
+        {"arbiter = file:x", "none, etcd and file:/PATH"},
         {"probe = pc.ram", "BLOCK:OFFSET"},
         {"probe = pc.ram:4092", "cross a page"},
         {"probe = pc.ram:x", "does not begin"},
@@ -180,6 +208,20 @@ static void test_structure(void **state)
     (void)state;
     refused("[vm]\nname = web\n" HOSTS);
     assert_text_has("[vm] lacks uuid");
+    refused(VM "home = nowhere\n" HOSTS);
+    assert_text_has("home = nowhere", "alpha and beta");
+    refused(VM "reprotect = auto\n" HOST("alpha", "1") "command = qemu\n" HOST("beta", "2"));
+    assert_text_has("reprotect = auto needs 'command' or 'domain' in [host beta]");
+    struct config *config = loaded(VM HOSTS, "beta");
+    assert_string_equal(config->home, "alpha");
+    assert_int_equal(config->role.reprotect, ROLE_REPROTECT_MANUAL);
+    config_free(config);
+    config = loaded(VM "home = beta\nreprotect = auto\n" HOST("alpha", "1") "command = qemu\n" HOST(
+                        "beta", "2") "command = qemu\n",
+                    "beta");
+    assert_string_equal(config->home, "beta");
+    assert_int_equal(config->role.reprotect, ROLE_REPROTECT_AUTO);
+    config_free(config);
     refused("[vm]\nname = ../web\n");
     assert_text_has(":2:", "name", "letters, digits");
     refused("[vm]\nuuid = 6F1C0b6e-0000-4000-8000-0123456789\n");
@@ -220,6 +262,50 @@ static void test_structure(void **state)
     assert_text_has(":10:", "the line has more than");
 }
 
+#define ETCD  "arbiter = etcd\netcd-endpoints = https://10.0.0.3:2379"
+#define FENCE "fence = /usr/sbin/fence_ipmilan ip=10.0.0.1,lan passwd_script=/etc/bmc\n"
+
+static void test_arbiter(void **state)
+{
+    (void)state;
+    struct config *config = loaded(
+        VM ETCD ", https://10.0.0.4:2379\netcd-prefix = /vms\netcd-ca = /pki/etcd.pem\n"
+                "etcd-certificate = /pki/us.pem\netcd-key = /pki/us.key\netcd-user = us\n"
+                "etcd-password-file = /etc/pw\netcd-timeout = 3s\nfence-timeout = 5s\n" HOST("alpha", "1")
+                    FENCE HOST("beta", "2") "fence = /bin/true\n",
+        "beta");
+    assert_string_equal(config->arbiter, "etcd");
+    assert_true(config->role.arbiter);
+    assert_true(config->role.fence);
+    assert_string_equal(config->etcd.endpoints[1], "https://10.0.0.4:2379");
+    assert_null(config->etcd.endpoints[2]);
+    assert_string_equal(config->etcd.prefix, "/vms");
+    assert_int_equal(config->etcd.timeout_ns, 3 * NS_PER_S);
+    assert_int_equal(config->fence_timeout_ns, 5 * NS_PER_S);
+    assert_string_equal(config->peer.fence[1], "ip=10.0.0.1,lan");
+    assert_null(config->peer.fence[3]);
+    config_free(config);
+
+    static const struct {
+        const char *text, *why;
+    } cases[] = {
+        {VM "arbiter = etcd\n" HOSTS, "needs etcd-endpoints"},
+        {VM ETCD "\n" HOSTS, "needs etcd-ca"},
+        {VM "arbiter = etcd\netcd-endpoints = http://10.0.0.3:2379\n" HOSTS, "plain http is refused"},
+        {VM ETCD "\netcd-ca = /a\netcd-key = /k\n" HOSTS, "etcd-key is given without etcd-certificate"},
+        {VM "etcd-user = us\n" HOSTS, "etcd-user is given, but arbiter = none"},
+        {VM ETCD "\netcd-timeout = 1ms\n" HOSTS, "allowed are"},
+        {VM HOST("alpha", "1") FENCE HOST("beta", "2"), "[host beta] lacks fence"},
+        {VM HOST("alpha", "1") "fence = fence_ipmilan\n" HOST("beta", "2") FENCE,
+         "[host alpha]: fence must begin"},
+        {VM "takeover = auto\n" HOST("alpha", "1") FENCE HOST("beta", "2") FENCE, "A fence is no arbiter"},
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        refused(cases[i].text);
+        assert_text_has(cases[i].why);
+    }
+}
+
 static void test_command(void **state)
 {
     (void)state;
@@ -240,6 +326,39 @@ static void test_command(void **state)
         refused(text);
         assert_text_has("[host beta] command", cases[i].text);
     }
+}
+
+#define TLS "ca = /c\ncertificate = /c\nkey = /k\n"
+
+static void test_domain(void **state)
+{
+    (void)state;
+    struct qemu_domain domain;
+    struct config *config =
+        loaded(VM HOST("alpha", "1") "[host beta]\naddress = 1.1.1.1:2\ndomain = 6f1c-web\nlibvirt-uri = "
+                                     "qemu:///session\n" TLS,
+               "beta");
+    assert_null(config->self.qmp);
+    assert_true(config_domain(config, &domain));
+    assert_string_equal(domain.name, "6f1c-web");
+    assert_string_equal(domain.uri, "qemu:///session");
+    assert_string_equal(domain.machine, "web");
+    assert_string_equal(domain.peer, "alpha");
+    config_free(config);
+    config = loaded(VM HOSTS, "alpha");
+    assert_false(config_domain(config, &domain));
+    config_free(config);
+
+    refused(VM HOSTS "domain = web\n");
+    assert_text_has("[host beta] has both qmp and domain");
+    refused(VM HOST("alpha", "1") "[host beta]\naddress = 1.1.1.1:2\n" TLS);
+    assert_text_has("[host beta] lacks qmp, or domain");
+    refused(VM HOST("alpha", "1") "[host beta]\naddress = 1.1.1.1:2\ndomain = web\ncommand = qemu\n" TLS);
+    assert_text_has("[host beta] has both domain and command");
+    refused(VM HOST("alpha", "1") "[host beta]\naddress = 1.1.1.1:2\ndomain = web\nlog = /l\n" TLS);
+    assert_text_has("[host beta] has both domain and log");
+    refused(VM HOSTS "libvirt-uri = qemu:///session\n");
+    assert_text_has("[host beta] has libvirt-uri, but no domain");
 }
 
 static void test_which_host(void **state)
@@ -319,14 +438,12 @@ static int unmake(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_everything),
-        cmocka_unit_test(test_values_are_named),
-        cmocka_unit_test(test_structure),
-        cmocka_unit_test(test_command),
-        cmocka_unit_test(test_which_host),
-        cmocka_unit_test(test_file),
-        cmocka_unit_test(test_uuid),
+        cmocka_unit_test(test_defaults),   cmocka_unit_test(test_eager_has_more_of_the_time),
+        cmocka_unit_test(test_everything), cmocka_unit_test(test_values_are_named),
+        cmocka_unit_test(test_structure),  cmocka_unit_test(test_arbiter),
+        cmocka_unit_test(test_command),    cmocka_unit_test(test_which_host),
+        cmocka_unit_test(test_file),       cmocka_unit_test(test_uuid),
+        cmocka_unit_test(test_domain),
     };
     return cmocka_run_group_tests(tests, make, unmake);
 }

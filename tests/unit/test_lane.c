@@ -1,36 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "tests/unit/lane_end.h"
-#include "tests/unit/raw_peer.h"
-#include "tests/unit/unit.h"
+#include "tests/unit/lane_kit.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdatomic.h>
-
-/* Lanes over the loopback address, with real TLS. */
-
-static struct certificates set;
-static struct tls_context *primary_tls, *standby_tls;
-
-#define assert_reason(end, part)                                                                             \
-    do {                                                                                                     \
-        if (!strstr((end).reason, part))                                                                     \
-            fail_msg("reason '%s' lacks '%s'", (end).reason, part);                                          \
-    } while (0)
 
 static const struct lane_config primary_config = {
     .ops = &end_ops, .side = WIRE_SIDE_PRIMARY, .index = 1, .session_known = true, .session = 77};
-static const struct lane_config standby_config = {.ops = &end_ops, .side = WIRE_SIDE_STANDBY, .index = 1};
-
-static void start_accept(struct end *end, struct lane_config config, int fd)
-{
-    config.tls = standby_tls;
-    config.ctx = end;
-    assert_int_equal(lane_accept(&end->lane, &config, fd), 0);
-}
 
 static void start_connect(struct end *end, struct lane_config config, const struct sockaddr_storage *address,
                           socklen_t length)
@@ -50,14 +28,6 @@ static void start_pair(struct end *primary, struct end *standby, struct lane_con
     start_connect(primary, primary_choice, &address, length);
     start_accept(standby, standby_choice, end_take(listener));
     close(listener);
-}
-
-static void assert_no_trouble(const struct end *end)
-{
-    assert_int_equal(end->wrong, 0);
-    assert_int_equal(end->late, 0);
-    assert_int_equal(end->ups, 1);
-    assert_int_equal(end->downs, 1);
 }
 
 /* ------------------------------------------------------------------ transfer */
@@ -246,6 +216,42 @@ static void no_kick_is_lost_in_a_ping_pong(void **state)
     end_release(&standby);
     assert_no_trouble(&primary);
     assert_no_trouble(&standby);
+}
+
+static size_t chunk(uint64_t frame)
+{
+    (void)frame;
+    return 100000;
+}
+
+/* Nothing is produced before the pacer allows it, a lane needs no kick when it does, and all is paid for. */
+static void a_pacer_is_kept_to(void **state)
+{
+    (void)state;
+    struct pacer pacer;
+    struct lane_config primary_choice = primary_config;
+    struct end primary, standby;
+    const uint64_t rate = 20000000, frames = 40;
+    pacer_init(&pacer, rate);
+    primary_choice.pacer = &pacer;
+    end_init(&primary);
+    end_init(&standby);
+    primary.size_of = chunk;
+    primary.limit = frames;
+    uint64_t start_ns = clock_now_ns();
+    start_pair(&primary, &standby, primary_choice, standby_config);
+    assert_true(end_wait(&standby, standby.received == frames || standby.downs));
+    uint64_t end_ns = clock_now_ns(), carried = 0;
+    /* The last chunk is the only one that is not waited for. */
+    for (uint64_t i = 0; i + 1 < frames; i++)
+        carried += chunk(i);
+    assert_true((double)(end_ns - start_ns + PACER_CREDIT_NS) * (double)rate >= (double)carried * NS_PER_S);
+    end_release(&primary);
+    end_release(&standby);
+    assert_no_trouble(&primary);
+    assert_no_trouble(&standby);
+    assert_int_equal(standby.received, frames);
+    pacer_fini(&pacer);
 }
 
 struct kicker {
@@ -578,202 +584,6 @@ static void a_failing_callback_ends_the_lane(void **state)
     }
 }
 
-/* ------------------------------------------------------------------ hostile streams */
-
-struct stream {
-    struct raw raw;
-    struct end end;
-    uint8_t bytes[4 * 4096];
-    struct wire_writer writer;
-};
-
-/* A primary of ours, authenticated, against a standby's lane. */
-static void open_stream(struct stream *stream)
-{
-    struct sockaddr_storage address;
-    socklen_t length;
-    int listener = end_listen(&address, &length);
-    int fd = raw_connect(&address, length);
-    end_init(&stream->end);
-    start_accept(&stream->end, standby_config, end_take(listener));
-    close(listener);
-    raw_open(&stream->raw, &set, fd, "primary", TLS1_3_VERSION);
-    assert_int_equal(SSL_connect(stream->raw.ssl), 1);
-    stream->writer =
-        (struct wire_writer){.buffer = stream->bytes, .room = sizeof stream->bytes, .session = 77};
-}
-
-static size_t put_frame(struct stream *stream, uint64_t frame, size_t size)
-{
-    size_t before = stream->writer.used, room;
-    uint8_t *payload = wire_writer_payload(&stream->writer, &room);
-    end_fill(payload, size, frame);
-    wire_writer_finish(&stream->writer, WIRE_STATE, 1, 1, size);
-    return before;
-}
-
-static void deliver(struct stream *stream, const void *bytes, size_t length)
-{
-    assert_int_equal(SSL_write(stream->raw.ssl, bytes, (int)length), (int)length);
-}
-
-static void close_stream(struct stream *stream, int code, const char *part, uint64_t frames)
-{
-    assert_true(end_wait(&stream->end, stream->end.downs));
-    raw_close(&stream->raw);
-    end_release(&stream->end);
-    if (stream->end.code != code)
-        fail_msg("code %d (%s), expected %d", stream->end.code, stream->end.reason, code);
-    assert_reason(stream->end, part);
-    assert_int_equal(stream->end.received, frames);
-    assert_no_trouble(&stream->end);
-}
-
-static void flipped_bits_are_caught(void **state)
-{
-    (void)state;
-    static const size_t places[] = {0, 4, 5, 6, 8, 12, 16, 24, 32, 40, 48, 56, 63, 64, 163};
-    for (size_t i = 0; i < array_length(places); i++) {
-        struct stream stream;
-        open_stream(&stream);
-        put_frame(&stream, 0, 100);
-        size_t second = put_frame(&stream, 1, 100);
-        stream.bytes[second + places[i]] ^= 0x10;
-        deliver(&stream, stream.bytes, stream.writer.used);
-        assert_true(end_wait(&stream.end, stream.end.downs));
-        int code = stream.end.code;
-        assert_true(code == -EPROTO || code == -EBADMSG || code == -EMSGSIZE);
-        close_stream(&stream, code, "lane to 127.0.0.1:", 1);
-    }
-}
-
-static void truncation_is_named(void **state)
-{
-    (void)state;
-    struct stream stream;
-    /* cut off in the payload, in order */
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    put_frame(&stream, 1, 3000);
-    deliver(&stream, stream.bytes, stream.writer.used - 1000);
-    SSL_shutdown(stream.raw.ssl);
-    close_stream(&stream, -ESHUTDOWN, "bytes into a frame", 1);
-    /* in the header, without a word */
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    size_t second = put_frame(&stream, 1, 100);
-    deliver(&stream, stream.bytes, second + 30);
-    shutdown(stream.raw.fd, SHUT_RDWR);
-    close_stream(&stream, -ECONNRESET, "30 bytes into a frame", 1);
-    /* between two frames, without close_notify: an attacker could have cut it */
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    deliver(&stream, stream.bytes, stream.writer.used);
-    shutdown(stream.raw.fd, SHUT_RDWR);
-    close_stream(&stream, -ECONNRESET, "without a word", 1);
-}
-
-static void a_peer_that_dies_resets(void **state)
-{
-    (void)state;
-    struct stream stream;
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    put_frame(&stream, 1, 3000);
-    deliver(&stream, stream.bytes, stream.writer.used - 1000);
-    assert_true(end_wait(&stream.end, stream.end.received == 1));
-    struct linger abort = {.l_onoff = 1};
-    setsockopt(stream.raw.fd, SOL_SOCKET, SO_LINGER, &abort, sizeof abort);
-    close(stream.raw.fd);
-    stream.raw.fd = -1;
-    close_stream(&stream, -ECONNRESET, "bytes into a frame", 1);
-}
-
-static void replay_and_reorder_are_caught(void **state)
-{
-    (void)state;
-    struct stream stream;
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    size_t length = stream.writer.used;
-    deliver(&stream, stream.bytes, length);
-    deliver(&stream, stream.bytes, length);
-    close_stream(&stream, -EPROTO, "sequence", 1);
-
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    size_t second = put_frame(&stream, 1, 100);
-    size_t third = put_frame(&stream, 2, 100);
-    deliver(&stream, stream.bytes, second);
-    deliver(&stream, stream.bytes + third, stream.writer.used - third);
-    close_stream(&stream, -EPROTO, "sequence", 1);
-}
-
-/* Only the header is sent: it must not wait for half a megabyte, or four gigabytes, to come. */
-static void oversized_frames_are_refused_by_their_header(void **state)
-{
-    (void)state;
-    static const uint32_t lengths[] = {WIRE_PAYLOAD_MAX + 1, 0xffffffffu};
-    for (size_t i = 0; i < array_length(lengths); i++) {
-        struct stream stream;
-        open_stream(&stream);
-        put_frame(&stream, 0, 100);
-        struct wire_header header;
-        memcpy(&header, stream.bytes, sizeof header);
-        header.length = to_le32(lengths[i]);
-        header.header_sum = to_le64(wire_sum(&header, offsetof(struct wire_header, header_sum)));
-        deliver(&stream, &header, sizeof header);
-        close_stream(&stream, -EMSGSIZE, "length", 0);
-    }
-}
-
-static void frames_may_come_in_any_pieces(void **state)
-{
-    (void)state;
-    struct stream stream;
-    open_stream(&stream);
-    for (uint64_t i = 0; i < 20; i++)
-        put_frame(&stream, i, 17 + i * 20);
-    size_t sent = 0;
-    for (size_t piece = 1; sent < stream.writer.used; piece = piece * 2 % 1021) {
-        size_t part = piece < stream.writer.used - sent ? piece : stream.writer.used - sent;
-        deliver(&stream, stream.bytes + sent, part);
-        sent += part;
-    }
-    assert_true(end_wait(&stream.end, stream.end.received == 20 || stream.end.downs));
-    SSL_shutdown(stream.raw.ssl);
-    close_stream(&stream, -ESHUTDOWN, "in order", 20);
-}
-
-static void a_peers_key_updates_are_followed(void **state)
-{
-    (void)state;
-    struct stream stream;
-    open_stream(&stream);
-    for (uint64_t i = 0; i < 20; i++) {
-        size_t at = put_frame(&stream, i, 100);
-        SSL_key_update(stream.raw.ssl, i % 2 ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
-        deliver(&stream, stream.bytes + at, stream.writer.used - at);
-    }
-    assert_true(end_wait(&stream.end, stream.end.received == 20 || stream.end.downs));
-    SSL_shutdown(stream.raw.ssl);
-    close_stream(&stream, -ESHUTDOWN, "in order", 20);
-}
-
-/* Ciphertext that was changed on its way: what TLS is for. */
-static void a_forged_record_is_caught(void **state)
-{
-    (void)state;
-    struct stream stream;
-    open_stream(&stream);
-    put_frame(&stream, 0, 100);
-    deliver(&stream, stream.bytes, stream.writer.used);
-    static const uint8_t record[] = "\x17\x03\x03\x00\x20xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
-    assert_int_equal(send(stream.raw.fd, record, sizeof record - 1, MSG_NOSIGNAL),
-                     (ssize_t)(sizeof record - 1));
-    close_stream(&stream, -EPROTO, "TLS", 1);
-}
-
 /* ------------------------------------------------------------------ the small things */
 
 static void addresses(void **state)
@@ -828,13 +638,6 @@ static void impossible_configurations(void **state)
 
 int main(void)
 {
-    signal(SIGPIPE, SIG_IGN); /* for the raw peers of this program; lanes do not need it */
-    certificates_make(&set);
-    struct tls_files files = certificates_files(&set, "ca", "primary", "standby");
-    certificates_must(tls_context_new(&primary_tls, &files));
-    files = certificates_files(&set, "ca", "standby", "primary");
-    certificates_must(tls_context_new(&standby_tls, &files));
-
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(frames_of_all_sizes),
         cmocka_unit_test(the_least_buffer_is_enough),
@@ -842,6 +645,7 @@ int main(void)
         cmocka_unit_test(zerocopy_when_asked_for),
         cmocka_unit_test(kernel_tls_sends),
         cmocka_unit_test(both_directions_at_once),
+        cmocka_unit_test(a_pacer_is_kept_to),
         cmocka_unit_test(no_kick_is_lost_in_a_ping_pong),
         cmocka_unit_test(no_kick_is_lost_among_threads),
         cmocka_unit_test(no_kick_is_lost_on_the_way_to_sleep),
@@ -855,20 +659,8 @@ int main(void)
         cmocka_unit_test(free_at_once),
         cmocka_unit_test(stop_from_a_callback),
         cmocka_unit_test(a_failing_callback_ends_the_lane),
-        cmocka_unit_test(flipped_bits_are_caught),
-        cmocka_unit_test(truncation_is_named),
-        cmocka_unit_test(a_peer_that_dies_resets),
-        cmocka_unit_test(replay_and_reorder_are_caught),
-        cmocka_unit_test(oversized_frames_are_refused_by_their_header),
-        cmocka_unit_test(frames_may_come_in_any_pieces),
-        cmocka_unit_test(a_peers_key_updates_are_followed),
-        cmocka_unit_test(a_forged_record_is_caught),
         cmocka_unit_test(addresses),
         cmocka_unit_test(impossible_configurations),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    tls_context_free(primary_tls);
-    tls_context_free(standby_tls);
-    certificates_remove(&set);
-    return failed;
+    return run_lane_tests("lane", tests, array_length(tests));
 }

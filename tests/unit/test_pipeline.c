@@ -2,20 +2,25 @@
 #include "tests/unit/unit.h"
 
 #include "base/fault.h"
+#include "base/scope.h"
 #include "checkpoint/checkpoint.h"
 #include "restore/restore.h"
 #include "vmm/memory/memory.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /*
  * Both halves of an epoch together: checkpoint, lanes that are threads with a buffer, restore; a guest that
  * writes without end; sessions that are lost at any moment. After every commit the standby's memory must be
- * what the fingerprints say that the primary's was within the pause.
+ * what the fingerprints say that the primary's was within the pause, and its disks what the primary's were
+ * there.
  *
  *     writer thread ─► guest ─► checkpoint (test's thread) ─► lane threads ─► restore ─► target
  *                                                                  standby's thread: commit, apply, verify
@@ -25,6 +30,9 @@
 #define PAGES   1500u
 #define SMALL   33u
 #define SESSION 99u
+#define DISKS   2u
+
+static const uint64_t disk_bytes[DISKS] = {3u << 20, 5 * 65536 + 512}; /* the last block is cut short */
 
 struct pipeline;
 
@@ -44,8 +52,15 @@ struct pipeline {
     struct checkpoint *checkpoint;
     struct restore *restore;
     struct lane_thread lanes[LANES];
-    pthread_t standby, writer;
+    pthread_t standby, writer, disk_writers[DISKS];
+    unsigned disk_count;
+    struct vmm_ops source_ops; /* with a look at the disks in the pause */
+    const struct vmm_ops *driver_ops;
+    uint64_t captured_epoch;
+    uint8_t *images[2][DISKS]; /* by epoch modulo 2, of the pause */
+    char folder[PATH_MAX], journal[PATH_MAX + 16];
     atomic_bool session_over, stop_writer;
+    bool touches; /* the guest writes mostly little, and changes of pages are sent */
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -103,8 +118,7 @@ static int deliver(struct lane_thread *lane)
         long size = wire_reader_next(&lane->reader, lane->buffer + at, lane->writer.used - at, &frame);
         assert_true(size > 0);
         at += (size_t)size;
-        int r = frame.type == WIRE_STATE ? restore_state(lane->pipeline->restore, &frame)
-                                         : restore_pages(lane->pipeline->restore, &frame);
+        int r = restore_frame(lane->pipeline->restore, &frame);
         if (r < 0)
             return r;
     }
@@ -135,8 +149,21 @@ static void *run_lane(void *argument)
     return NULL;
 }
 
+static void check_disks(struct pipeline *pipeline, uint64_t epoch)
+{
+    for (uint32_t i = 0; i < pipeline->disk_count; i++) {
+        const uint8_t *wanted = pipeline->images[epoch % 2][i],
+                      *found = memory_guest_disk(pipeline->target, i);
+        for (uint64_t at = 0; at < disk_bytes[i]; at += WIRE_DISK_SECTOR)
+            if (memcmp(wanted + at, found + at, WIRE_DISK_SECTOR))
+                fail_msg("epoch %llu: disk %u differs at %llu", (unsigned long long)epoch, i,
+                         (unsigned long long)at);
+    }
+}
+
 static void check_committed(struct pipeline *pipeline, uint64_t epoch)
 {
+    check_disks(pipeline, epoch);
     const uint64_t *fingerprints = pipeline->fingerprints[epoch % 2];
     struct message_verify verify = {.count = PAGES, .fingerprints = (const le64 *)fingerprints};
     uint32_t differing;
@@ -185,24 +212,119 @@ static void write_page(struct pipeline *pipeline, unsigned number)
                        number % 11 == 0 ? 100 : PAGE);
 }
 
+/* A few bytes of a page, or none: what the page holds already. */
+static void touch_page(struct pipeline *pipeline, unsigned number)
+{
+    uint64_t offset = number * 7919ull % (PAGES * PAGE / 8) * 8, value = number * 0x9e3779b97f4a7c15ull;
+    if (number % 3 == 0)
+        memcpy(&value, (uint8_t *)memory_guest_block(pipeline->source, 0) + offset, sizeof value);
+    memory_guest_write(pipeline->source, 0, offset, &value, sizeof value);
+}
+
 static void *run_writer(void *argument)
 {
     struct pipeline *pipeline = argument;
     for (unsigned i = 1; !atomic_load(&pipeline->stop_writer); i++) {
-        write_page(pipeline, i);
+        if (pipeline->touches && i % 32)
+            touch_page(pipeline, i);
+        else
+            write_page(pipeline, i);
         if (i % 64 == 0)
             sched_yield();
     }
     return NULL;
 }
 
-static struct pipeline *pipeline_new(bool unmapped, size_t staging_pages)
+static struct pipeline *the_pipeline; /* for the hook below, which is given the guest alone */
+
+/* The guest stands still here. */
+static int look_and_save(struct vmm *source)
+{
+    struct pipeline *pipeline = the_pipeline;
+    for (uint32_t i = 0; i < pipeline->disk_count; i++)
+        memcpy(pipeline->images[pipeline->captured_epoch % 2][i], memory_guest_disk(source, i),
+               disk_bytes[i]);
+    return pipeline->driver_ops->save_begin(source);
+}
+
+static void change_disk(struct pipeline *pipeline, uint32_t disk, uint32_t *seed)
+{
+    static const enum vmm_disk_op ops[] = {VMM_DISK_WRITE, VMM_DISK_WRITE, VMM_DISK_WRITE, VMM_DISK_WRITE,
+                                           VMM_DISK_WRITE, VMM_DISK_WRITE, VMM_DISK_ZERO,  VMM_DISK_DISCARD};
+    static __thread uint8_t bytes[400 * 1024];
+    *seed = *seed * 1664525 + 1013904223;
+    uint32_t dice = *seed >> 8;
+    uint64_t sectors = disk_bytes[disk] / WIRE_DISK_SECTOR;
+    uint64_t length = dice % 50 == 0 ? 1 + dice % 800 : 1 + dice % 16;
+    /* Most of it in a corner, so that records overlap and blocks are written while they are read. */
+    uint64_t first = (dice % 3 ? dice / 7 % 200 : dice / 7) % sectors;
+    if (length > sectors - first)
+        length = sectors - first;
+    enum vmm_disk_op op = ops[dice / 64 % array_length(ops)];
+    if (op == VMM_DISK_WRITE)
+        for (uint64_t i = 0; i < length * WIRE_DISK_SECTOR; i += 4)
+            memcpy(bytes + i, dice % 9 ? seed : &(uint32_t){0}, 4);
+    memory_guest_disk_change(pipeline->source, disk, op, first * WIRE_DISK_SECTOR, length * WIRE_DISK_SECTOR,
+                             op == VMM_DISK_WRITE ? bytes : NULL);
+}
+
+struct disk_writer {
+    struct pipeline *pipeline;
+    uint32_t disk;
+};
+
+static void *run_disk_writer(void *argument)
+{
+    struct disk_writer writer = *(struct disk_writer *)argument;
+    free(argument);
+    uint32_t seed = writer.disk + 1;
+    for (unsigned i = 1; !atomic_load(&writer.pipeline->stop_writer); i++) {
+        change_disk(writer.pipeline, writer.disk, &seed);
+        /* In bursts, so that the log overflows, and is caught up with. */
+        if (i % 256 == 0)
+            usleep(3000);
+    }
+    return NULL;
+}
+
+static void add_disks(struct pipeline *pipeline, struct memory_options *options, uint64_t *ret_log_bytes)
+{
+    options->disk_count = DISKS;
+    options->disks[0].name = "disk0", options->disks[0].bytes = disk_bytes[0];
+    options->disks[1].name = "disk1", options->disks[1].bytes = disk_bytes[1];
+    pipeline->disk_count = DISKS;
+    for (unsigned i = 0; i < 2 * DISKS; i++)
+        pipeline->images[i / DISKS][i % DISKS] = malloc(disk_bytes[i % DISKS]);
+    strcpy(pipeline->folder, "/tmp/pipeline.XXXXXX");
+    assert_non_null(mkdtemp(pipeline->folder));
+    snprintf(pipeline->journal, sizeof pipeline->journal, "%s/journal", pipeline->folder);
+    *ret_log_bytes = 1u << 20;
+}
+
+static void start_disks(struct pipeline *pipeline)
+{
+    the_pipeline = pipeline;
+    pipeline->driver_ops = pipeline->source->ops;
+    pipeline->source_ops = *pipeline->source->ops;
+    pipeline->source_ops.save_begin = look_and_save;
+    pipeline->source->ops = &pipeline->source_ops;
+    for (uint32_t i = 0; i < pipeline->disk_count; i++) {
+        struct disk_writer *writer = malloc(sizeof *writer);
+        *writer = (struct disk_writer){pipeline, i};
+        assert_int_equal(pthread_create(&pipeline->disk_writers[i], NULL, run_disk_writer, writer), 0);
+    }
+}
+
+static struct pipeline *pipeline_new(bool unmapped, size_t staging_pages, size_t delta_pages, bool disks)
 {
     struct pipeline *pipeline = calloc(1, sizeof *pipeline);
+    uint64_t log_bytes = 0;
     struct memory_options options = {.blocks = {{"ram", PAGES * PAGE}, {"vga", SMALL * PAGE}},
                                      .block_count = 2,
                                      .state_bytes = 300000,
                                      .unmapped = unmapped};
+    if (disks)
+        add_disks(pipeline, &options, &log_bytes);
     pthread_mutex_init(&pipeline->lock, NULL);
     pthread_cond_init(&pipeline->changed, NULL);
     assert_int_equal(memory_guest_new(&pipeline->source, &options), 0);
@@ -214,15 +336,25 @@ static struct pipeline *pipeline_new(bool unmapped, size_t staging_pages)
     struct checkpoint_config config = {.staging_bytes = staging_pages * PAGE,
                                        .lanes = LANES,
                                        .lz4_allowed = true,
+                                       .state_lz4_allowed = true,
+                                       .delta_bytes = delta_pages * PAGE,
+                                       .disk_log_bytes = log_bytes,
+                                       .disk_stall_ns = 2000000,
                                        .round_sent = on_round_sent,
                                        .ready = on_ready,
                                        .ctx = pipeline};
+    pipeline->touches = delta_pages > 0;
     assert_int_equal(checkpoint_new(&pipeline->checkpoint, pipeline->source, &config), 0);
     struct restore_config restore_config = {
-        .staging_bytes = 4 * PAGES * PAGE, .round_complete = on_round_complete, .ctx = pipeline};
+        .staging_bytes = 4 * PAGES * PAGE,
+        .round_complete = on_round_complete,
+        .ctx = pipeline,
+        .journal_path = pipeline->journal,
+    };
     assert_int_equal(restore_new(&pipeline->restore, pipeline->target, &restore_config), 0);
     for (unsigned i = 0; i < LANES; i++)
         pipeline->lanes[i].buffer = malloc(1u << 20);
+    start_disks(pipeline);
     assert_int_equal(pthread_create(&pipeline->writer, NULL, run_writer, pipeline), 0);
     return pipeline;
 }
@@ -231,12 +363,23 @@ static void pipeline_free(struct pipeline *pipeline)
 {
     atomic_store(&pipeline->stop_writer, true);
     pthread_join(pipeline->writer, NULL);
+    for (uint32_t i = 0; i < pipeline->disk_count; i++)
+        pthread_join(pipeline->disk_writers[i], NULL);
     restore_free(pipeline->restore);
     checkpoint_free(pipeline->checkpoint);
     vmm_close(pipeline->source);
     vmm_close(pipeline->target);
     for (unsigned i = 0; i < LANES; i++)
         free(pipeline->lanes[i].buffer);
+    for (unsigned i = 0; i < 2 * DISKS; i++)
+        free(pipeline->images[i / DISKS][i % DISKS]);
+    for (unsigned i = 0; pipeline->disk_count && i < 2; i++) {
+        char path[PATH_MAX + 32];
+        snprintf(path, sizeof path, "%s.%u", pipeline->journal, i);
+        assert_int_equal(unlink(path), 0);
+    }
+    if (pipeline->disk_count)
+        assert_int_equal(rmdir(pipeline->folder), 0);
     pthread_mutex_destroy(&pipeline->lock);
     pthread_cond_destroy(&pipeline->changed);
     free(pipeline);
@@ -246,6 +389,7 @@ static void session_begin(struct pipeline *pipeline)
 {
     const uint32_t map[] = {1, 0};
     assert_int_equal(restore_session(pipeline->restore, map, 2), 0);
+    checkpoint_set_delta(pipeline->checkpoint, true);
     atomic_store(&pipeline->session_over, false);
     pipeline->sent = false;
     pipeline->answer = ANSWER_NONE;
@@ -298,14 +442,20 @@ static void wait_answer(struct pipeline *pipeline, enum answer answer)
     pthread_mutex_unlock(&pipeline->lock);
 }
 
-/* One round; `lose` leaves it half done. False when the session must end. */
-static bool run_round(struct pipeline *pipeline, uint64_t epoch, uint32_t round, bool last, bool lose)
+/* One round, live although it should be the `*last` if the disks are behind; `lose` leaves it half done.
+ * False when the session must end. */
+static bool run_round(struct pipeline *pipeline, uint64_t epoch, uint32_t round, bool *last_wanted, bool lose)
 {
+    bool last = *last_wanted;
     struct checkpoint_capture capture = {0};
     struct checkpoint_verify verify = {.count = PAGES, .fingerprints = pipeline->fingerprints[epoch % 2]};
     uint64_t pages;
-    int r = last ? checkpoint_capture(pipeline->checkpoint, 1, epoch, round, &verify, &capture)
-                 : checkpoint_round(pipeline->checkpoint, 1, epoch, round, &pages);
+    pipeline->captured_epoch = epoch;
+    int r = last ? checkpoint_capture(pipeline->checkpoint, 1, epoch, round, &verify, &capture) : -ETIME;
+    last = r != -ETIME;
+    *last_wanted = last;
+    if (r == -ETIME)
+        r = checkpoint_round(pipeline->checkpoint, 1, epoch, round, &pages);
     if (r < 0) /* a lane that failed on purpose while the capture waited for it */
         assert_int_equal(r, -EIO);
     if (r < 0 || lose || !wait_sent(pipeline))
@@ -334,8 +484,11 @@ static void run_epochs(struct pipeline *pipeline, unsigned count)
         alive = true;
         if (i % 23 == 11)
             assert_int_equal(fault_arm("encode@3=error"), 0);
-        for (uint32_t round = 0; alive && round <= i % 3; round++)
-            alive = run_round(pipeline, epoch, round, round == i % 3, i % 9 == 4 && round == i % 2);
+        bool last = false;
+        for (uint32_t round = 0; alive && !last; round++) {
+            last = round >= i % 3;
+            alive = run_round(pipeline, epoch, round, &last, i % 9 == 4 && round == i % 2);
+        }
         if (!alive)
             session_end(pipeline);
     }
@@ -351,50 +504,104 @@ static void takeover(struct pipeline *pipeline)
     const uint8_t *memory = memory_guest_block(pipeline->target, 1);
     for (unsigned i = 0; i < PAGES; i++)
         assert_int_equal(wire_sum(memory + i * PAGE, PAGE), pipeline->fingerprints[epoch % 2][i]);
+    check_disks(pipeline, epoch);
     size_t bytes;
     const void *loaded = memory_guest_loaded(pipeline->target, &bytes);
     assert_int_equal(bytes, 300000);
     assert_int_equal(wire_sum(loaded, bytes), pipeline->state_sums[epoch % 2]);
 }
 
-/* The epochs that the standby took over, with the last capture's fingerprints saved from what came later. */
-static void run(bool unmapped, size_t staging_pages)
+/* The test tested what it means to. */
+static void check_disks_were_hard(struct pipeline *pipeline)
 {
-    struct pipeline *pipeline = pipeline_new(unmapped, staging_pages);
+    struct checkpoint_stats primary;
+    struct restore_stats standby;
+    checkpoint_get_stats(pipeline->checkpoint, &primary);
+    restore_get_stats(pipeline->restore, &standby);
+    print_message(
+        "disks: %llu records, %llu bytes logged, %llu copied, peak %llu, %llu overflows, %llu stalls; "
+        "journal peak %llu, %llu bytes applied\n",
+        (unsigned long long)primary.disks.records, (unsigned long long)primary.disks.logged_bytes,
+        (unsigned long long)primary.disks.copied_bytes, (unsigned long long)primary.disks.log_peak_bytes,
+        (unsigned long long)primary.disks.overflows, (unsigned long long)primary.disks.stalls,
+        (unsigned long long)standby.journal_peak_bytes, (unsigned long long)standby.disk_bytes_applied);
+    assert_true(primary.disks.log_peak_bytes <= (2u << 20) + 4096);
+    assert_true(primary.disks.overflows > 0 && primary.disks.stalls > 0);
+    assert_true(primary.disks.logged_bytes > 0 && primary.disks.copied_bytes > primary.disks.bytes);
+    assert_true(standby.journal_peak_bytes > 0 && standby.disk_bytes_applied > primary.disks.bytes);
+}
+
+/* The epochs that the standby took over, with the last capture's fingerprints saved from what came later. */
+static void run(bool unmapped, size_t staging_pages, size_t delta_pages, bool disks)
+{
+    struct pipeline *pipeline = pipeline_new(unmapped, staging_pages, delta_pages, disks);
     run_epochs(pipeline, 130);
     assert_true(pipeline->verified > 80);
 
     /* A last epoch that is committed for certain, then the primary is gone in the middle of the next. */
     uint64_t epoch = 1000;
     session_begin(pipeline);
-    while (!run_round(pipeline, epoch, 0, true, false)) {
+    for (uint32_t round = 0;; round++) {
+        bool last = true;
+        if (run_round(pipeline, epoch, round, &last, false)) {
+            if (last)
+                break;
+            continue;
+        }
         session_end(pipeline);
         session_begin(pipeline);
         epoch += 2;
+        round = UINT32_MAX;
     }
-    run_round(pipeline, epoch + 1, 0, true, true);
+    run_round(pipeline, epoch + 1, 0, &(bool){true}, true);
     session_end(pipeline);
     assert_int_equal(pipeline->committed_epoch, epoch);
     takeover(pipeline);
+    struct checkpoint_stats stats;
+    checkpoint_get_stats(pipeline->checkpoint, &stats);
+    assert_int_equal(stats.pages_delta > 0, delta_pages > 0);
+    assert_int_equal(stats.pages_same > 0, delta_pages > 0);
+    if (disks)
+        check_disks_were_hard(pipeline);
     pipeline_free(pipeline);
 }
 
 static void mapped_guest(void **state)
 {
     (void)state;
-    run(false, 2 * PAGES);
+    run(false, 2 * PAGES, 0, false);
 }
 
 static void unmapped_guest(void **state)
 {
     (void)state;
-    run(true, 2 * PAGES);
+    run(true, 2 * PAGES, 0, false);
 }
 
 static void staging_smaller_than_the_epochs(void **state)
 {
     (void)state;
-    run(false, 200);
+    run(false, 200, 0, false);
+}
+
+static void changes_of_pages(void **state)
+{
+    (void)state;
+    run(false, 2 * PAGES, 2 * PAGES, false);
+    run(true, 2 * PAGES, 2 * PAGES, false);
+}
+
+static void changes_of_pages_that_are_too_many(void **state)
+{
+    (void)state;
+    run(false, 2 * PAGES, 300, false);
+    run(false, 200, 2 * PAGES, false);
+}
+
+static void guest_with_disks(void **state)
+{
+    (void)state;
+    run(false, 2 * PAGES, 2 * PAGES, true);
 }
 
 int main(void)
@@ -403,6 +610,9 @@ int main(void)
         cmocka_unit_test(mapped_guest),
         cmocka_unit_test(unmapped_guest),
         cmocka_unit_test(staging_smaller_than_the_epochs),
+        cmocka_unit_test(changes_of_pages),
+        cmocka_unit_test(changes_of_pages_that_are_too_many),
+        cmocka_unit_test(guest_with_disks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,7 @@
  */
 #define GREETING                                                                                             \
     "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, \"package\": "          \
-    "\"Debian\"}, \"capabilities\": []}}\r\n"
+    "\"Debian\"}, \"capabilities\": [\"oob\"]}}\r\n"
 #define NEGOTIATED "{\"return\": {}, \"id\": 1}\r\n"
 
 static struct {
@@ -28,6 +29,7 @@ static struct {
     const char *const *script; /* greeting, then one step for each command; NULL: hang up */
     atomic_bool done;
     char heard[4096]; /* the latest command */
+    char all[8192];   /* all of them */
     int got_fd;
     char events[512];
 } t;
@@ -48,6 +50,8 @@ static void *play(void *argument)
             if (got <= 0)
                 break;
             t.heard[got] = '\0';
+            size_t used = strlen(t.all);
+            snprintf(t.all + used, sizeof t.all - used, "%s", t.heard);
             struct cmsghdr *header = CMSG_FIRSTHDR(&message);
             if (header)
                 memcpy(&t.got_fd, CMSG_DATA(header), sizeof t.got_fd);
@@ -79,7 +83,7 @@ static void start(const char *const *script)
     t.script = script;
     t.done = false;
     t.got_fd = -1;
-    t.events[0] = '\0';
+    t.events[0] = t.all[0] = '\0';
     strcpy(t.directory, "/tmp/understudy-qmp-XXXXXX");
     assert_non_null(mkdtemp(t.directory));
     snprintf(t.path, sizeof t.path, "%s/qmp", t.directory);
@@ -119,7 +123,50 @@ static void test_greeting(void **state)
     assert_string_equal(qmp_version(qmp), "7.2.22");
     assert_string_equal(qmp_package(qmp), "Debian");
     assert_int_equal(qmp_pid(qmp), getpid());
+    assert_string_equal(t.heard, "{\"execute\":\"qmp_capabilities\",\"id\":1}\n"); /* no "oob": qmp.h */
     end(qmp);
+}
+
+/* What a helper that serves the other end of a pair says; see vmm/libvirt. */
+static int open_pair(struct qmp **ret_qmp, const char *greeting)
+{
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    assert_int_equal(send(pair[1], greeting, strlen(greeting), 0), (ssize_t)strlen(greeting));
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) { /* ends when its other end does */
+        char sink[64];
+        close(pair[0]);
+        while (read(pair[1], sink, sizeof sink) > 0)
+            ;
+        _exit(0);
+    }
+    close(pair[1]);
+    int r = qmp_open_stream(ret_qmp, pair[0], child, "domain web", 300);
+    if (r == 0) {
+        assert_int_equal(qmp_pid(*ret_qmp), 77);
+        qmp_close(*ret_qmp);
+    }
+    assert_int_equal(kill(child, 0), -1); /* waited for */
+    return r;
+}
+
+static void test_stream_of_a_helper(void **state)
+{
+    (void)state;
+    struct qmp *qmp = NULL;
+    assert_int_equal(open_pair(&qmp, "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, "
+                                     "\"major\": 7}}, \"capabilities\": []}, \"pid\": 77}\n"
+                                     "{\"return\": {}, \"id\": 1}\n"),
+                     0);
+    qmp = NULL;
+    assert_int_equal(
+        open_pair(&qmp, "{\"failure\": {\"errno\": 3, \"text\": \"domain web does not run\"}}\n"), -ESRCH);
+    assert_text_has("domain web does not run");
+    assert_null(qmp);
+    assert_int_equal(open_pair(&qmp, "{\"failure\": {\"errno\": -3, \"text\": \"x\"}}\n"), -EPROTO);
+    assert_int_equal(open_pair(&qmp, ""), -EBUSY);
 }
 
 static void test_silence_is_another_client(void **state)
@@ -166,7 +213,7 @@ static void test_calls(void **state)
     assert_int_equal(json_integer_value(json_object_get(result, "value")), 3);
     json_decref(result);
     assert_string_equal(t.heard,
-                        "{\"execute\":\"getfd\",\"id\":2,\"arguments\":{\"fdname\":\"quo\\\"te\"}}\n");
+                        "{\"execute\":\"getfd\",\"arguments\":{\"fdname\":\"quo\\\"te\"},\"id\":2}\n");
     assert_true(t.got_fd >= 0);
     close(t.got_fd);
     assert_string_equal(t.events, "STOP ");
@@ -184,6 +231,41 @@ static void test_calls(void **state)
     assert_int_equal(qmp_call(qmp, 5000, NULL, "y", NULL), -ECONNRESET);
     assert_int_equal(qmp_drain(qmp), -ECONNRESET);
     end(qmp);
+}
+
+static const char *heard(void)
+{
+    for (unsigned i = 0; i < 5000 && !t.heard[0]; i++)
+        usleep(1000);
+    return t.heard;
+}
+
+/* A primed command costs its last byte; another one calls it off, and the refusal is nobody's answer. */
+static void test_primed(void **state)
+{
+    (void)state;
+    struct qmp *qmp = NULL;
+    START(GREETING, NEGOTIATED, " ", "{\"id\": 2, \"return\": {}}\r\n", " ",
+          "{\"id\": 3, \"error\": {\"class\": \"GenericError\", \"desc\": \"QMP input member '' is "
+          "unexpected\"}}\r\n{\"id\": 4, \"return\": 7}\r\n",
+          "");
+    assert_int_equal(qmp_open(&qmp, t.path, 5000), 0);
+    t.heard[0] = '\0';
+    qmp_prime(qmp, "stop", NULL);
+    assert_string_equal(heard(), "{\"execute\":\"stop\",\"id\":2");
+    qmp_prime(qmp, "cont", NULL); /* one is enough */
+    assert_int_equal(qmp_call(qmp, 5000, NULL, "stop", NULL), 0);
+    assert_string_equal(t.heard, "}\n");
+
+    t.heard[0] = '\0';
+    qmp_prime(qmp, "x", "{s:i}", "a", 1);
+    assert_string_equal(heard(), "{\"execute\":\"x\",\"arguments\":{\"a\":1},\"id\":3");
+    json_t *result = NULL;
+    assert_int_equal(qmp_call(qmp, 5000, &result, "x", "{s:i}", "a", 2), 0);
+    assert_int_equal(json_integer_value(result), 7);
+    json_decref(result);
+    end(qmp);
+    assert_non_null(strstr(t.all, ",\"\":0}\n{\"execute\":\"x\",\"arguments\":{\"a\":2},\"id\":4}\n"));
 }
 
 static void test_late_answer_is_dropped(void **state)
@@ -268,9 +350,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greeting),
+        cmocka_unit_test(test_stream_of_a_helper),
         cmocka_unit_test(test_silence_is_another_client),
         cmocka_unit_test(test_not_qmp),
         cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_primed),
         cmocka_unit_test(test_late_answer_is_dropped),
         cmocka_unit_test(test_answers_to_the_client_before),
         cmocka_unit_test(test_pipelined),

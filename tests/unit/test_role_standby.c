@@ -573,6 +573,45 @@ static void test_arbiter_unreachable(void **state)
     expect_state(STANDBY_GREETED);
 }
 
+static void test_fence(void **state)
+{
+    (void)state;
+    struct role_config config = automatic(); /* stall, no arbiter */
+    config.fence = true;
+    protect(config);
+    run_until(ACTION_ARBITRATE);
+    assert_true(find(ACTION_ARBITRATE)->fence);
+    assert_non_null(strstr(status().reason, "host is fenced"));
+    hello(2, 1); /* the primary is about to be switched off: it must not get a session */
+    assert_int_equal(find_send(WIRE_REFUSE)->refusal, WIRE_REFUSE_BUSY);
+    say(EVENT_ARBITER, .arbiter = ARBITER_UNFENCED, .text = "fence /a: exit status 1: no route");
+    expect_no(ACTION_TAKEOVER);
+    expect_state(STANDBY_LOST);
+    assert_non_null(
+        strstr(status().reason, "not fenced: fence /a: exit status 1: no route; it is tried again"));
+    assert_int_equal(status().generation, 1);
+    run_until(ACTION_ARBITRATE);
+    say(EVENT_ARBITER, .arbiter = ARBITER_WON, .generation = 2);
+    expect(ACTION_TAKEOVER);
+    kit_end(NULL);
+
+    config = arbitrated();
+    protect(config); /* none is configured */
+    run_until(ACTION_ARBITRATE);
+    assert_false(find(ACTION_ARBITRATE)->fence);
+    kit_end(NULL);
+
+    config = kit_config(); /* a person's takeover is fenced, too, unless forced */
+    config.fence = true;
+    protect(config);
+    say(EVENT_LINK_DOWN);
+    say(EVENT_TAKEOVER);
+    assert_true(find(ACTION_ARBITRATE)->fence);
+    expect_no(ACTION_TAKEOVER);
+    say(EVENT_TAKEOVER, .force = true);
+    expect(ACTION_TAKEOVER);
+}
+
 static void test_guest_breaks_while_the_arbiter_is_asked(void **state)
 {
     (void)state;
@@ -679,6 +718,7 @@ int main(void)
         unit(test_arbiter),
         unit(test_primary_went_alone),
         unit(test_arbiter_unreachable),
+        unit(test_fence),
         unit(test_guest_breaks_while_the_arbiter_is_asked),
         unit(test_active),
         unit(test_stop),

@@ -99,8 +99,30 @@ static void test_failure_keeps_the_old(void **state)
     assert_int_equal(store_write(path, uuid, &(struct store_state){8, false}), 0);
     assert_int_equal(store_write("/nonexistent/x", uuid, &(struct store_state){8, false}), -ENOENT);
     /* Nobody makes us write elsewhere. */
+    assert_int_equal(unlink(path), 0);
     assert_int_equal(symlink("/tmp/elsewhere", fresh), 0);
     assert_int_equal(store_write(path, uuid, &(struct store_state){9, false}), -ELOOP);
+}
+
+/* In place, where nothing but data has to reach the disk; what is not of our making is replaced. */
+static void test_in_place(void **state)
+{
+    (void)state;
+    struct store_state got;
+    struct stat before, after;
+    put("{" UUID ", \"generation\": 3, \"active\": true}\n");
+    assert_int_equal(stat(path, &before), 0);
+    assert_int_equal(store_write(path, uuid, &(struct store_state){4, true}), 0);
+    assert_int_equal(stat(path, &after), 0);
+    assert_true(after.st_ino != before.st_ino && after.st_size <= 512);
+    assert_int_equal(store_write(path, uuid, &(struct store_state){INT64_MAX, false}), 0);
+    assert_int_equal(stat(path, &before), 0);
+    assert_int_equal(before.st_ino, after.st_ino);
+    assert_int_equal(before.st_size, after.st_size);
+    assert_int_equal(store_write(path, uuid, &(struct store_state){5, true}), 0);
+    assert_int_equal(store_read(path, uuid, &got), 0);
+    assert_int_equal(got.generation, 5);
+    assert_true(got.active);
 }
 
 static int make(void **state)
@@ -130,6 +152,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_other_machine, make, unmake),
         cmocka_unit_test_setup_teardown(test_damage, make, unmake),
         cmocka_unit_test_setup_teardown(test_failure_keeps_the_old, make, unmake),
+        cmocka_unit_test_setup_teardown(test_in_place, make, unmake),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void ranges(void **state)
@@ -44,6 +45,29 @@ static int match(const struct vmm_block *blocks, size_t count, const char *text,
 {
     struct vmm_description target = {blocks, count, text};
     return vmm_description_match(&here, &target, ret_map);
+}
+
+static void all_of_the_difference(void **state)
+{
+    (void)state;
+    const struct vmm_description source = {blocks_a, 3, "smp 2\ncpu a\ndevice x at 1\ndevice z\n"},
+                                 target = {blocks_a, 3, "smp 2\ncpu b\ndevice \x1bx at 2\ndevice z"};
+    char *diff = vmm_description_diff(&source, &target);
+    assert_string_equal(diff, "-cpu a\n+cpu b\n+device ?x at 2\n-device x at 1\n");
+    free(diff);
+    diff = vmm_description_diff(&here, &here);
+    assert_string_equal(diff, "");
+    free(diff);
+    char *many = calloc(1, 20001);
+    for (size_t i = 0; i < 10000; i++)
+        memcpy(many + 2 * i, "x\n", 2);
+    diff = vmm_description_diff(&(struct vmm_description){blocks_a, 3, many}, &here);
+    size_t lines = 0;
+    for (const char *at = diff; *at; at++)
+        lines += *at == '\n';
+    assert_int_equal(lines, VMM_DIFF_LINES);
+    free(diff);
+    free(many);
 }
 
 static void alike(void **state)
@@ -149,9 +173,10 @@ static void block_counts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ranges),           cmocka_unit_test(alike),
-        cmocka_unit_test(different_texts),  cmocka_unit_test(long_lines),
-        cmocka_unit_test(different_blocks), cmocka_unit_test(block_counts),
+        cmocka_unit_test(ranges),       cmocka_unit_test(all_of_the_difference),
+        cmocka_unit_test(alike),        cmocka_unit_test(different_texts),
+        cmocka_unit_test(long_lines),   cmocka_unit_test(different_blocks),
+        cmocka_unit_test(block_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

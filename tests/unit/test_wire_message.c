@@ -23,6 +23,10 @@ struct change {
 #define FIELD(structure, member) offsetof(struct structure, member), sizeof(((struct structure *)0)->member)
 #define BLOCK(index, member)                                                                                 \
     sizeof(struct wire_describe) + (index) * sizeof(struct wire_block) + offsetof(struct wire_block, member)
+#define RECORD(index, member)                                                                                \
+    sizeof(struct wire_disk) + (index) * sizeof(struct wire_disk_record) +                                   \
+        offsetof(struct wire_disk_record, member),                                                           \
+        sizeof(((struct wire_disk_record *)0)->member)
 
 static const struct change changes[] = {
     {WIRE_HELLO, 1, FIELD(wire_hello, version_min), 0, -EPROTO, "version_min is 0"},
@@ -49,8 +53,8 @@ static const struct change changes[] = {
     {WIRE_WELCOME, 1, FIELD(wire_welcome, flags), 0, -EPROTO, "committed_epoch is 1, expected 0"},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, committed_epoch), 0, -EPROTO, "committed_epoch is 0"},
     {WIRE_WELCOME, 0, FIELD(wire_welcome, committed_epoch), 9, -EPROTO, "committed_epoch is 9"},
-    {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 4, -EPROTO, "optional is 4"},
-    {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 3, 0, NULL},
+    {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 128, -EPROTO, "optional is 128"},
+    {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 127, 0, NULL},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, detect_ms), 0, -EPROTO, "detect_ms is 0"},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, detect_ms), 3600001, -EPROTO, "detect_ms is 3600001"},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, reserved2), 1, -EPROTO, "reserved2 is 1"},
@@ -95,8 +99,8 @@ static const struct change changes[] = {
 
     {WIRE_COMMIT, 1, FIELD(wire_commit, reserved), 1, -EPROTO, "reserved is 1"},
     {WIRE_COMMIT, 1, FIELD(wire_commit, totals.frames), 0, -EPROTO, "totals.bytes is 200000"},
-    {WIRE_COMMIT, 1, FIELD(wire_commit, totals.bytes), 80015, -EPROTO, "totals.bytes is 80015"},
-    {WIRE_COMMIT, 1, FIELD(wire_commit, totals.bytes), 80016, 0, NULL},
+    {WIRE_COMMIT, 1, FIELD(wire_commit, totals.bytes), 329, -EPROTO, "totals.bytes is 329, expected 330"},
+    {WIRE_COMMIT, 1, FIELD(wire_commit, totals.bytes), 330, 0, NULL},
     {WIRE_COMMIT, 1, FIELD(wire_commit, state_bytes), 0, -EPROTO, "state_bytes is 0"},
     {WIRE_COMMIT, 1, FIELD(wire_commit, state_bytes), WIRE_STATE_MAX + 1, -EPROTO,
      "state_bytes is 268435457"},
@@ -106,6 +110,14 @@ static const struct change changes[] = {
     {WIRE_GOODBYE, 1, FIELD(wire_goodbye, reason), 4, -EPROTO, "reason is 4, expected 1 to 3"},
     {WIRE_GOODBYE, 1, FIELD(wire_goodbye, reserved), 1, -EPROTO, "reserved is 1"},
 
+    {WIRE_SUMS, 1, FIELD(wire_sums, disk), 32, -EPROTO, "disk is 32, expected 0 to 31"},
+    {WIRE_SUMS, 1, FIELD(wire_sums, count), 0, -EPROTO, "count is 0"},
+    {WIRE_SUMS, 1, FIELD(wire_sums, count), 21, -EMSGSIZE, "payload is 656 bytes, expected 688"},
+    {WIRE_SUMS, 1, FIELD(wire_sums, count), 513, -EPROTO, "count is 513"},
+    {WIRE_SUMS, 1, FIELD(wire_sums, first), 1ull << 46, -EPROTO, "first is 70368744177664"},
+    {WIRE_SUMS, 1, FIELD(wire_sums, first), (1ull << 46) - 512, 0, NULL},
+    {WIRE_SUMS_WANTED, 1, FIELD(wire_sums, count), 513, -EPROTO, "count is 513"},
+    {WIRE_SUMS_WANTED, 1, FIELD(wire_sums, disk), 99, -EPROTO, "disk is 99"},
     {WIRE_VERIFY, 1, FIELD(wire_verify, block), 64, -EPROTO, "block is 64, expected 0 to 63"},
     {WIRE_VERIFY, 1, FIELD(wire_verify, count), 0, -EPROTO, "count is 0"},
     {WIRE_VERIFY, 1, FIELD(wire_verify, count), 101, -EMSGSIZE, "payload is 816 bytes, expected 824"},
@@ -139,6 +151,70 @@ static const struct change changes[] = {
     {WIRE_STATE, 1, FIELD(wire_state, offset), 1, -EPROTO, "offset is 1, expected 0"},
     {WIRE_STATE, 1, FIELD(wire_state, offset), UINT64_MAX, -EPROTO, "offset is"},
     {WIRE_STATE, 1, FIELD(wire_state, total), 1001, 0, NULL},
+
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, total), 0, -EPROTO, "total is 0"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, total), 1001, 0, NULL},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, total), WIRE_STATE_MAX + 1, -EPROTO, "total is 268435457"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, total), 999, -EPROTO,
+     "length of the piece is 1000, expected 1 to 999"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, offset), 1, -EPROTO, "offset is 1, expected 0"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, offset), UINT64_MAX, -EPROTO, "offset is"},
+    {WIRE_STATE_LZ4, 2, FIELD(wire_state_lz4, offset), WIRE_STATE_MAX - WIRE_STATE_PIECE_MAX + 1, -EPROTO,
+     "offset is 268173313, expected 0 to 268173312"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, raw_bytes), 0, -EPROTO, "raw_bytes is 0, expected 1 to 262144"},
+    {WIRE_STATE_LZ4, 2, FIELD(wire_state_lz4, raw_bytes), WIRE_STATE_PIECE_MAX + 1, -EPROTO,
+     "raw_bytes is 262145"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, raw_bytes), UINT32_MAX, -EPROTO, "raw_bytes is 4294967295"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, raw_bytes), 1, -EPROTO, "lz4 block is"},
+    {WIRE_STATE_LZ4, 1, FIELD(wire_state_lz4, raw_bytes), 999, -EBADMSG, "no LZ4 block of 999 bytes"},
+    {WIRE_STATE_LZ4, 0, FIELD(wire_state_lz4, reserved), 1, -EPROTO, "reserved is 1"},
+
+    {WIRE_DELTA, 1, FIELD(wire_delta, block), 63, 0, NULL},
+    {WIRE_DELTA, 1, FIELD(wire_delta, block), 64, -EPROTO, "block is 64, expected 0 to 63"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, page_count), 0, -EPROTO, "page_count is 0"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, page_count), 65, -EPROTO, "page_count is 65, expected 1 to 64"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, page_count), 6, -EPROTO, "raw_bytes is 440, expected 528 to 24720"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, page_count), 4, -EPROTO, "raw_bytes is 440, expected 352"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, encoding), 2, -EPROTO, "encoding is 2, expected 0 to 1"},
+    {WIRE_DELTA, 1, offsetof(struct wire_delta, reserved), 1, 1, -EPROTO, "reserved is 1"},
+    {WIRE_DELTA, 1, offsetof(struct wire_delta, reserved) + 6, 1, 1, -EPROTO, "reserved is 1"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, raw_bytes), 439, -EPROTO, "raw_bytes is 439, expected 440 to 20600"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, raw_bytes), 20601, -EPROTO, "raw_bytes is 20601"},
+    {WIRE_DELTA, 1, FIELD(wire_delta, raw_bytes), 441, -EMSGSIZE, "payload is 464 bytes, expected 465"},
+    {WIRE_DELTA, 0, FIELD(wire_delta, raw_bytes), 87, -EPROTO, "raw_bytes is 87, expected 88 to 4120"},
+    /* An LZ4 body may be as long as what it decodes to, and no longer. */
+    {WIRE_DELTA, 2, FIELD(wire_delta, raw_bytes), 64 * 88, -EBADMSG, "no LZ4 block of 5632 bytes"},
+    {WIRE_DISK, 1, FIELD(wire_disk, round), UINT32_MAX, 0, NULL},
+    {WIRE_DISK, 1, FIELD(wire_disk, record_count), 0, -EPROTO, "record_count is 0"},
+    {WIRE_DISK, 1, FIELD(wire_disk, record_count), 3, -EMSGSIZE, "payload is"},
+    {WIRE_DISK, 0, FIELD(wire_disk, record_count), 2, -EMSGSIZE, "expected at least 64 for 2 records"},
+    {WIRE_DISK, 1, FIELD(wire_disk, record_count), UINT32_MAX, -EPROTO, "record_count is 4294967295"},
+    {WIRE_DISK, 1, FIELD(wire_disk, first), 1ull << 62, 0, NULL},
+    {WIRE_DISK, 1, FIELD(wire_disk, first), (1ull << 62) + 1, -EPROTO, "first is"},
+    {WIRE_DISK, 1, RECORD(0, op), 4, -EPROTO, "record's op is 4"},
+    {WIRE_DISK, 1, RECORD(0, op), WIRE_DISK_LZ4, 0, NULL}, /* 1024 bytes that may decode to as many */
+    {WIRE_DISK, 1, RECORD(0, op), WIRE_DISK_ZERO, -EPROTO, "zero or discard record's body is 1024"},
+    {WIRE_DISK, 1, RECORD(1, op), WIRE_DISK_RAW, -EPROTO, "raw record's body is 0, expected 8192"},
+    {WIRE_DISK, 1, RECORD(1, op), WIRE_DISK_LZ4, -EPROTO, "lz4 record's body is 0"},
+    {WIRE_DISK, 1, RECORD(0, disk), 31, 0, NULL},
+    {WIRE_DISK, 1, RECORD(0, disk), 32, -EPROTO, "record's disk is 32, expected 0 to 31"},
+    {WIRE_DISK, 1, RECORD(0, reserved), 1, -EPROTO, "record's reserved is 1"},
+    {WIRE_DISK, 1, RECORD(0, offset), 513, -EPROTO, "record's offset beyond a whole sector is 1"},
+    {WIRE_DISK, 1, RECORD(0, offset), (1ull << 62) - 1024, 0, NULL},
+    {WIRE_DISK, 1, RECORD(0, offset), (1ull << 62) - 512, -EPROTO, "record's offset is"},
+    {WIRE_DISK, 1, RECORD(0, offset), UINT64_MAX - 511, -EPROTO, "record's offset is"},
+    {WIRE_DISK, 1, RECORD(0, bytes), 0, -EPROTO, "record's bytes is 0"},
+    {WIRE_DISK, 1, RECORD(0, bytes), 1023, -EPROTO, "record's bytes beyond a whole sector is 511"},
+    {WIRE_DISK, 1, RECORD(0, bytes), 512, -EPROTO, "raw record's body is 1024, expected 512"},
+    {WIRE_DISK, 1, RECORD(0, bytes), WIRE_DISK_BODY_MAX + 512, -EPROTO, "record's bytes is 262656"},
+    {WIRE_DISK, 1, RECORD(1, bytes), 1ull << 62, 0, NULL},
+    {WIRE_DISK, 1, RECORD(1, bytes), (1ull << 62) + 512, -EPROTO, "record's bytes is"},
+    {WIRE_DISK, 1, RECORD(3, bytes), 1ull << 62, -EPROTO, "record's offset is 512, expected 0"},
+    {WIRE_DISK, 1, RECORD(0, body), 1025, -EPROTO, "raw record's body is 1025"},
+    {WIRE_DISK, 1, RECORD(2, body), 0, -EPROTO, "lz4 record's body is 0"},
+    {WIRE_DISK, 1, RECORD(2, body), 4097, -EPROTO, "lz4 record's body is 4097, expected 1 to 4096"},
+    {WIRE_DISK, 1, RECORD(2, body), 4096, -EMSGSIZE, "payload is"},
+    {WIRE_DISK, 1, RECORD(2, body), 1, -EMSGSIZE, "payload is"},
 };
 
 static void every_field_has_bounds(void **state)
@@ -178,7 +254,10 @@ static void every_length_but_the_right_one(void **state)
                 } else if (type == WIRE_STATE && length > sizeof(struct wire_state) && length < whole) {
                     assert_int_equal(r, 0); /* its length is the piece's */
                 } else {
-                    if (r != -EMSGSIZE && !(type == WIRE_STATE && r == -EPROTO))
+                    /* Where the length is not told apart, the content tells: too long, or no LZ4 block. */
+                    bool told = r == -EMSGSIZE || (type == WIRE_STATE && r == -EPROTO) ||
+                                (type == WIRE_STATE_LZ4 && (r == -EPROTO || r == -EBADMSG));
+                    if (!told)
                         fail_msg("%s %u of %zu bytes, not %zu: %d", wire_type_name(type), variant, length,
                                  whole, r);
                     assert_text_has(wire_type_name(type));
@@ -258,6 +337,49 @@ static void values_survive(void **state)
     assert_int_equal(piece.offset + piece.length, WIRE_STATE_MAX);
     assert_int_equal(piece.total, WIRE_STATE_MAX);
     assert_ptr_equal(piece.bytes, payload + sizeof(struct wire_state));
+    assert_false(piece.lz4);
+    assert_int_equal(piece.body_bytes, piece.length);
+
+    frame = built(WIRE_STATE_LZ4, 2);
+    assert_int_equal(message_state_parse(&frame, &piece), 0);
+    assert_true(piece.lz4);
+    assert_int_equal(piece.length, WIRE_STATE_PIECE_MAX);
+    assert_int_equal(piece.offset, WIRE_STATE_MAX - WIRE_STATE_PIECE_MAX);
+    assert_int_equal(piece.total, WIRE_STATE_MAX);
+    assert_ptr_equal(piece.bytes, payload + sizeof(struct wire_state_lz4));
+    assert_int_equal(piece.body_bytes, frame.length - sizeof(struct wire_state_lz4));
+}
+
+static void disk_records_survive(void **state)
+{
+    (void)state;
+    struct wire_frame frame = built(WIRE_DISK, 1);
+    struct message_disk disk;
+    struct message_disk_record records[5];
+    assert_int_equal(message_disk_parse(&frame, &disk), 0);
+    assert_int_equal(disk.record_count, 4);
+    for (unsigned i = 0; i < 4; i++)
+        assert_true(message_disk_next(&disk, &records[i]));
+    assert_false(message_disk_next(&disk, &records[4]));
+    assert_int_equal(records[0].op, WIRE_DISK_RAW);
+    assert_ptr_equal(records[0].body,
+                     payload + sizeof(struct wire_disk) + 4 * sizeof(struct wire_disk_record));
+    assert_int_equal(records[1].op, WIRE_DISK_ZERO);
+    assert_int_equal(records[1].disk, 1);
+    assert_int_equal(records[1].bytes, 8192);
+    assert_ptr_equal(records[2].body, records[0].body + 1024);
+    assert_int_equal(records[2].offset, 4096);
+    assert_ptr_equal(records[2].body + records[2].body_bytes, payload + frame.length);
+    assert_int_equal(records[3].op, WIRE_DISK_DISCARD);
+    assert_int_equal(records[3].bytes, 1ull << 40);
+    uint8_t *again cleanup_free = malloc(frame.length);
+    size_t body = message_disk_build(disk.round, disk.first, records, 4, again);
+    assert_memory_equal(again, payload, body);
+
+    frame = built(WIRE_DISK, 2);
+    assert_int_equal(message_disk_parse(&frame, &disk), 0);
+    assert_int_equal(disk.round, 7);
+    assert_int_equal(disk.first, WIRE_DISK_END_MAX);
 }
 
 static void verification_survives(void **state)
@@ -287,6 +409,33 @@ static void verification_survives(void **state)
     assert_int_equal(message_verify_build(0, 0, 1, &fingerprint, payload, 24), 24);
     assert_int_equal(message_verified_build(&verify, 1, &fingerprint, payload, 31), -EMSGSIZE);
     assert_int_equal(message_verified_build(&verify, 1, &fingerprint, payload, 32), 32);
+}
+
+static void sums_survive(void **state)
+{
+    (void)state;
+    struct wire_frame frame = built(WIRE_SUMS, 1);
+    struct message_sums sums;
+    assert_int_equal(message_sums_parse(&frame, &sums), 0);
+    assert_int_equal(sums.disk, 1);
+    assert_int_equal(sums.first, 512);
+    assert_int_equal(sums.count, 20);
+    for (uint32_t i = 0; i < sums.count; i++) {
+        uint8_t digest[WIRE_DIGEST_BYTES];
+        assert_int_equal(wire_digest(&i, sizeof i, digest), 0);
+        assert_memory_equal(sums.digests + (size_t)i * WIRE_DIGEST_BYTES, digest, sizeof digest);
+    }
+    frame = built(WIRE_SUMS_WANTED, 2);
+    assert_int_equal(message_sums_wanted_parse(&frame, &sums), 0);
+    assert_int_equal(sums.count, WIRE_SUMS_MAX);
+    assert_null(sums.digests);
+    /* FIPS 180-4's own example. */
+    static const uint8_t abc[] = {0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40,
+                                  0xde, 0x5d, 0xae, 0x22, 0x23, 0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17,
+                                  0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad};
+    uint8_t digest[WIRE_DIGEST_BYTES];
+    assert_int_equal(wire_digest("abc", 3, digest), 0);
+    assert_memory_equal(digest, abc, sizeof abc);
 }
 
 static void description_survives(void **state)
@@ -383,7 +532,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_field_has_bounds), cmocka_unit_test(every_length_but_the_right_one),
-        cmocka_unit_test(values_survive),         cmocka_unit_test(verification_survives),
+        cmocka_unit_test(values_survive),         cmocka_unit_test(disk_records_survive),
+        cmocka_unit_test(verification_survives),  cmocka_unit_test(sums_survive),
         cmocka_unit_test(description_survives),   cmocka_unit_test(texts),
         cmocka_unit_test(outputs_untouched),
     };

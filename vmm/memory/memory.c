@@ -21,6 +21,9 @@
  * writers and waits until those inside are gone. So between pause() and resume() memory and marks stand
  * still, and a scan that clears there is exact, as with a real driver.
  *
+ * A disk's changes are made and told one after the other; its bytes are copied a sector at a time, so that a
+ * disk_read() beside a change may return a torn one, as it may with a real driver.
+ *
  * The memory is written with a string instruction, as a device outside the program would: a live read of a
  * running guest races with these stores by design (the page is marked and read again), and sanitizers are
  * not to take the guest for a part of the program.
@@ -35,8 +38,20 @@ struct memory_block {
     _Atomic uint64_t *marks;
 };
 
+struct memory_disk {
+    uint8_t *bytes;
+    pthread_mutex_t order; /* taken first: changes, with their telling; `told` */
+    pthread_mutex_t data;  /* of `bytes`, a sector at a time; leaf */
+    bool told;
+};
+
 struct memory_guest {
     struct vmm vmm;
+    struct vmm_disk described_disks[array_length(((struct memory_options *)0)->disks)];
+    struct memory_disk disks[array_length(((struct memory_options *)0)->disks)];
+    unsigned disk_count;
+    struct vmm_disk_sink sink; /* valid for disks with `told` */
+    char text[1024];
     struct vmm_block described[array_length(((struct memory_options *)0)->blocks)];
     struct memory_block blocks[array_length(((struct memory_options *)0)->blocks)];
     unsigned block_count;
@@ -72,7 +87,11 @@ static uint8_t *range_start(struct memory_guest *guest, const struct vmm_range *
 static void memory_describe(struct vmm *vmm, struct vmm_description *ret_description)
 {
     struct memory_guest *guest = guest_of(vmm);
-    *ret_description = (struct vmm_description){guest->described, guest->block_count, "driver memory\n"};
+    *ret_description = (struct vmm_description){.blocks = guest->described,
+                                                .block_count = guest->block_count,
+                                                .text = guest->text,
+                                                .disks = guest->described_disks,
+                                                .disk_count = guest->disk_count};
 }
 
 static int memory_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
@@ -129,6 +148,11 @@ static void memory_close(struct vmm *vmm)
         if (block->fd >= 0)
             close(block->fd);
         free((void *)block->marks);
+    }
+    for (unsigned i = 0; i < guest->disk_count; i++) {
+        free(guest->disks[i].bytes);
+        pthread_mutex_destroy(&guest->disks[i].order);
+        pthread_mutex_destroy(&guest->disks[i].data);
     }
     free(guest->state);
     free(guest->loaded);
@@ -274,6 +298,84 @@ static int memory_announce(struct vmm *vmm)
     return 0;
 }
 
+/* --- disks --- */
+
+static struct memory_disk *disk_of(struct memory_guest *guest, uint32_t index, uint64_t offset,
+                                   uint64_t bytes)
+{
+    assert(index < guest->disk_count && bytes % VMM_DISK_SECTOR == 0 && offset % VMM_DISK_SECTOR == 0);
+    assert(bytes <= guest->described_disks[index].bytes &&
+           offset <= guest->described_disks[index].bytes - bytes);
+    return &guest->disks[index];
+}
+
+/* NULL: zeros. */
+static void disk_put(struct memory_disk *disk, uint64_t offset, uint64_t bytes, const uint8_t *from)
+{
+    for (uint64_t at = 0; at < bytes; at += VMM_DISK_SECTOR) {
+        scope_lock(&disk->data);
+        if (from)
+            memcpy(disk->bytes + offset + at, from + at, VMM_DISK_SECTOR);
+        else
+            memset(disk->bytes + offset + at, 0, VMM_DISK_SECTOR);
+    }
+}
+
+static int memory_disks_open(struct vmm *vmm, const struct vmm_disk_sink *sink)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    for (unsigned i = 0; i < guest->disk_count; i++)
+        pthread_mutex_lock(&guest->disks[i].order);
+    guest->sink = *sink;
+    for (unsigned i = 0; i < guest->disk_count; i++) {
+        guest->disks[i].told = true;
+        pthread_mutex_unlock(&guest->disks[i].order);
+    }
+    return 0;
+}
+
+static void memory_disks_close(struct vmm *vmm)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    for (unsigned i = 0; i < guest->disk_count; i++) {
+        scope_lock(&guest->disks[i].order);
+        guest->disks[i].told = false;
+    }
+}
+
+static int memory_disk_read(struct vmm *vmm, uint32_t index, uint64_t offset, size_t bytes, void *to)
+{
+    struct memory_disk *disk = disk_of(guest_of(vmm), index, offset, bytes);
+    for (size_t at = 0; at < bytes; at += VMM_DISK_SECTOR) {
+        scope_lock(&disk->data);
+        memcpy((uint8_t *)to + at, disk->bytes + offset + at, VMM_DISK_SECTOR);
+    }
+    return 0;
+}
+
+static int memory_disk_write(struct vmm *vmm, uint32_t index, uint64_t offset, size_t bytes, const void *from)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    assert(!guest->loaded);
+    disk_put(disk_of(guest, index, offset, bytes), offset, bytes, from);
+    return 0;
+}
+
+static int memory_disk_zero(struct vmm *vmm, uint32_t index, enum vmm_disk_op op, uint64_t offset,
+                            uint64_t bytes)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    assert(!guest->loaded && op != VMM_DISK_WRITE);
+    disk_put(disk_of(guest, index, offset, bytes), offset, bytes, NULL);
+    return 0;
+}
+
+static int memory_disk_flush(struct vmm *vmm)
+{
+    (void)vmm;
+    return 0;
+}
+
 static const struct vmm_ops memory_ops = {
     .driver = "memory",
     .describe = memory_describe,
@@ -289,6 +391,12 @@ static const struct vmm_ops memory_ops = {
     .save_begin = memory_save_begin,
     .save_end = memory_save_end,
     .resume = memory_resume,
+    .disks_open = memory_disks_open,
+    .disks_close = memory_disks_close,
+    .disk_read = memory_disk_read,
+    .disk_write = memory_disk_write,
+    .disk_zero = memory_disk_zero,
+    .disk_flush = memory_disk_flush,
     .write = memory_write,
     .zero = memory_zero,
     .load = memory_load,
@@ -312,6 +420,25 @@ static int block_open(struct memory_block *block, const char *name, uint64_t byt
     return 0;
 }
 
+static int add_disk(struct memory_guest *guest, const char *name, uint64_t bytes)
+{
+    struct memory_disk *disk = &guest->disks[guest->disk_count];
+    struct vmm_disk *described = &guest->described_disks[guest->disk_count];
+    assert(bytes && bytes % VMM_DISK_SECTOR == 0 && strlen(name) < sizeof described->name);
+    disk->bytes = calloc(1, bytes);
+    if (!disk->bytes)
+        return error_set(-ENOMEM, "disk '%s' of %llu bytes: out of memory", name, (unsigned long long)bytes);
+    pthread_mutex_init(&disk->order, NULL);
+    pthread_mutex_init(&disk->data, NULL);
+    strcpy(described->name, name);
+    described->bytes = bytes;
+    guest->disk_count++;
+    size_t used = strlen(guest->text);
+    snprintf(guest->text + used, sizeof guest->text - used, "disk %s %llu\n", name,
+             (unsigned long long)bytes);
+    return 0;
+}
+
 int memory_guest_new(struct vmm **ret_guest, const struct memory_options *options)
 {
     assert(options->block_count >= 1 && options->block_count <= array_length(options->blocks));
@@ -321,6 +448,7 @@ int memory_guest_new(struct vmm **ret_guest, const struct memory_options *option
     guest->vmm.ops = &memory_ops;
     pthread_mutex_init(&guest->lock, NULL);
     pthread_cond_init(&guest->changed, NULL);
+    strcpy(guest->text, "driver memory\n");
     guest->state_bytes = options->state_bytes ? options->state_bytes : STATE_BYTES_DEFAULT;
 
     int r = 0;
@@ -336,6 +464,8 @@ int memory_guest_new(struct vmm **ret_guest, const struct memory_options *option
         guest->described[i].bytes = bytes;
         guest->described[i].map = options->unmapped ? NULL : guest->blocks[i].map;
     }
+    for (unsigned i = 0; r == 0 && i < options->disk_count; i++)
+        r = add_disk(guest, options->disks[i].name, options->disks[i].bytes);
     if (r < 0) {
         memory_close(&guest->vmm);
         return r;
@@ -367,6 +497,22 @@ void memory_guest_mark(struct vmm *vmm, uint32_t block, uint64_t first, uint64_t
     }
 }
 
+/* A vCPU or a device goes to work; not while the guest is paused. */
+static void enter(struct memory_guest *guest)
+{
+    scope_lock(&guest->lock);
+    while (guest->paused)
+        pthread_cond_wait(&guest->changed, &guest->lock);
+    guest->writers++;
+}
+
+static void leave(struct memory_guest *guest)
+{
+    scope_lock(&guest->lock);
+    if (--guest->writers == 0)
+        pthread_cond_broadcast(&guest->changed);
+}
+
 void memory_guest_write(struct vmm *vmm, uint32_t block, uint64_t offset, const void *bytes, size_t length)
 {
     struct memory_guest *guest = guest_of(vmm);
@@ -376,21 +522,43 @@ void memory_guest_write(struct vmm *vmm, uint32_t block, uint64_t offset, const 
     uint64_t room = guest->blocks[block].pages << VMM_PAGE_SHIFT;
     assert(offset < room && length <= room - offset);
 
-    pthread_mutex_lock(&guest->lock);
-    while (guest->paused)
-        pthread_cond_wait(&guest->changed, &guest->lock);
-    guest->writers++;
-    pthread_mutex_unlock(&guest->lock);
-
+    enter(guest);
     void *to = guest->blocks[block].map + offset;
     uint64_t first = offset >> VMM_PAGE_SHIFT, last = (offset + length - 1) >> VMM_PAGE_SHIFT;
     __asm__ volatile("rep movsb" : "+D"(to), "+S"(bytes), "+c"(length) : : "memory");
     memory_guest_mark(vmm, block, first, last - first + 1);
+    leave(guest);
+}
 
-    pthread_mutex_lock(&guest->lock);
-    if (--guest->writers == 0)
-        pthread_cond_broadcast(&guest->changed);
-    pthread_mutex_unlock(&guest->lock);
+void memory_guest_disk_change(struct vmm *vmm, uint32_t index, enum vmm_disk_op op, uint64_t offset,
+                              uint64_t length, const void *bytes)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    struct memory_disk *disk = disk_of(guest, index, offset, length);
+    assert((op == VMM_DISK_WRITE) == (bytes != NULL));
+    enter(guest);
+    {
+        scope_lock(&disk->order);
+        disk_put(disk, offset, length, bytes);
+        if (disk->told)
+            guest->sink.change(guest->sink.ctx, index, op, offset, length, bytes);
+    }
+    leave(guest);
+}
+
+const void *memory_guest_disk(struct vmm *vmm, uint32_t disk)
+{
+    assert(disk < guest_of(vmm)->disk_count);
+    return guest_of(vmm)->disks[disk].bytes;
+}
+
+void memory_guest_disk_lose(struct vmm *vmm, uint32_t index)
+{
+    struct memory_guest *guest = guest_of(vmm);
+    scope_lock(&guest->disks[index].order);
+    if (guest->disks[index].told)
+        guest->sink.lost(guest->sink.ctx, index, "lost on purpose");
+    guest->disks[index].told = false;
 }
 
 const void *memory_guest_loaded(struct vmm *vmm, size_t *ret_bytes)

@@ -130,7 +130,30 @@ static int describe_cpus(struct qmp *qmp, char *type, size_t room, size_t *ret_c
     return r;
 }
 
-int describe_guest(struct qmp *qmp, char **ret_text)
+/* What the CPU says of itself, word for word: two models of one type differ in nothing else. */
+static int describe_features(struct qmp *qmp, FILE *out)
+{
+    json_t *words = NULL, *word;
+    int r = qmp_call(qmp, COMMAND_MS, &words, "qom-get", "{s:s, s:s}", "path",
+                     "/machine/unattached/device[0]", "property", "feature-words");
+    if (r == -EREMOTEIO) /* not an x86 CPU, or not the first device */
+        return 0;
+    if (r < 0)
+        return r;
+    size_t i;
+    json_array_foreach (words, i, word) {
+        json_int_t eax = 0, ecx = 0, features = 0;
+        const char *name = "";
+        if (json_unpack(word, "{s:I, s?I, s:s, s:I}", "cpuid-input-eax", &eax, "cpuid-input-ecx", &ecx,
+                        "cpuid-register", &name, "features", &features) == 0 &&
+            features)
+            fprintf(out, "cpuid %08llx.%llx %s %08llx\n", eax, ecx, name, features);
+    }
+    json_decref(words);
+    return 0;
+}
+
+int describe_guest(struct qmp *qmp, const struct qemu_disks *disks, char **ret_text)
 {
     char *machine cleanup_free = NULL, cpu[128];
     size_t cpus = 0;
@@ -160,12 +183,14 @@ int describe_guest(struct qmp *qmp, char **ret_text)
         return error_set(-ENOMEM, "description: no memory");
     fprintf(out, "driver qemu\nversion %s (%s)\nmachine %s\ncpu %s\nsmp %zu\n", qmp_version(qmp),
             qmp_package(qmp), machine, cpu, cpus);
+    r = describe_features(qmp, out);
     for (size_t i = 0; i < lines.count; i++)
         fputs(lines.items[i], out);
+    disks_describe(disks, out);
     bool failed = ferror(out);
-    if (fclose(out) != 0 || failed) {
+    if (fclose(out) != 0 || failed || r < 0) {
         free(text);
-        return error_set(-ENOMEM, "description: no memory");
+        return r < 0 ? r : error_set(-ENOMEM, "description: no memory");
     }
     *ret_text = text;
     return 0;

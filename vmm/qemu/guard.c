@@ -24,10 +24,10 @@
  *       └── QMP connection ───┘   stays open as long as either holds it, so QEMU's monitor still takes a
  * command
  *
- * Every command that the engine sends goes out in one sendmsg(), so the guard never continues half a command.
- * The guard ends after QEMU has answered, and only then does QEMU see the connection close and its monitor
- * become free. It is forked from a process with threads, so it calls nothing but async-signal-safe functions
- * (fork(2), signal-safety(7)).
+ * The engine may have left half a command behind (qmp_prime()). The byte 0xff, which no JSON has, makes QEMU
+ * throw that away, with an error for an answer. The guard ends after QEMU has answered, and only then does
+ * QEMU see the connection close and its monitor become free. It is forked from a process with threads, so it
+ * calls nothing but async-signal-safe functions (fork(2), signal-safety(7)).
  */
 
 #define GUARD_FD_PIPE 3
@@ -44,7 +44,7 @@ struct guard {
  * tracker. */
 static _Noreturn void stand_by(int pipe_fd, int qmp_fd, const atomic_bool *armed)
 {
-    static const char command[] = "{\"execute\":\"cont\",\"id\":\"guard\"}\n";
+    static const char command[] = "\xff\n{\"execute\":\"cont\",\"id\":\"guard\"}\n";
     char sink[4096];
     prctl(PR_SET_NAME, "us-guard");
     int high_pipe = fcntl(pipe_fd, F_DUPFD, 16), high_qmp = fcntl(qmp_fd, F_DUPFD, 16);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/qemu/preflight.h"
 
+#include "vmm/qemu/libvirt.h"
+
 #include "base/error.h"
 #include "base/scope.h"
 
@@ -11,8 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define OPEN_MS      3000
-#define FINDINGS_MAX 256
+#define OPEN_MS        3000
+#define OPEN_DOMAIN_MS 30000
+#define FINDINGS_MAX   256
 
 int preflight_add(struct preflight *preflight, int code, int verdict, const char *subject, const char *format,
                   ...)
@@ -71,9 +74,16 @@ static int look_at_blocks(struct preflight *preflight, const struct qemu_blocks 
         if (r < 0)
             return r;
     }
-    return preflight_add(preflight, 0, QEMU_FINDING_OK, "memory",
-                         "%zu RAM blocks of %" PRIu64 " MiB, %" PRIu64 " MiB of it shared", blocks->count,
-                         bytes >> 20, shared >> 20);
+    int r = preflight_add(preflight, 0, QEMU_FINDING_OK, "memory",
+                          "%zu RAM blocks of %" PRIu64 " MiB, %" PRIu64 " MiB of it shared", blocks->count,
+                          bytes >> 20, shared >> 20);
+    if (r == 0 && !shared)
+        r = preflight_add(
+            preflight, 0, QEMU_FINDING_OK, "speed",
+            "private memory is read by system calls; shared memory would be copied at memory speed. From the "
+            "guest's next start on: <memoryBacking><source type='memfd'/><access mode='shared'/>"
+            "</memoryBacking> in libvirt's definition, memory-backend-memfd,share=on for QEMU's");
+    return r;
 }
 
 /* Is there userfaultfd on a block already? The flags um, uw and ui of /proc/PID/smaps say so. */
@@ -122,7 +132,8 @@ static int look_at_memory(struct preflight *preflight, struct qmp *qmp, pid_t pi
     return r == 0 ? look_for_userfaultfd(preflight, pid, blocks) : r;
 }
 
-int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, struct qemu_blocks *ret_blocks)
+int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, const char *const *shared_disks,
+                  struct qemu_blocks *ret_blocks)
 {
     struct preflight_discards seen = {false, false};
     struct qemu_blocks *blocks cleanup_free = calloc(1, sizeof *blocks);
@@ -138,22 +149,20 @@ int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, struc
     for (size_t i = 0; i < blocks->count; i++)
         shared |= blocks->items[i].shared;
     if (r == 0)
-        r = preflight_guest(preflight, qmp, shared ? seen.shared : seen.anonymous);
+        r = preflight_guest(preflight, qmp, shared_disks, shared ? seen.shared : seen.anonymous);
     if (r == 0)
         *ret_blocks = *blocks;
     return r;
 }
 
-int qemu_preflight(const char *qmp_path, struct qemu_finding **ret_findings, size_t *ret_count)
+/* Takes `qmp`. */
+static int preflight_of(struct qmp *qmp, const char *const *shared_disks, struct qemu_finding **ret_findings,
+                        size_t *ret_count)
 {
-    struct qmp *qmp = NULL;
-    int r = qmp_open(&qmp, qmp_path, OPEN_MS);
-    if (r < 0)
-        return r;
     struct preflight preflight = {0};
     struct qemu_blocks *blocks cleanup_free = calloc(1, sizeof *blocks);
-    r = blocks ? preflight_run(&preflight, qmp, qmp_pid(qmp), blocks)
-               : error_set(-ENOMEM, "preflight: no memory");
+    int r = blocks ? preflight_run(&preflight, qmp, qmp_pid(qmp), shared_disks, blocks)
+                   : error_set(-ENOMEM, "preflight: no memory");
     qmp_close(qmp);
     if (r < 0) {
         free(preflight.items);
@@ -162,4 +171,20 @@ int qemu_preflight(const char *qmp_path, struct qemu_finding **ret_findings, siz
     *ret_findings = preflight.items;
     *ret_count = preflight.count;
     return 0;
+}
+
+int qemu_preflight(const char *qmp_path, const char *const *shared_disks, struct qemu_finding **ret_findings,
+                   size_t *ret_count)
+{
+    struct qmp *qmp = NULL;
+    int r = qmp_open(&qmp, qmp_path, OPEN_MS);
+    return r < 0 ? r : preflight_of(qmp, shared_disks, ret_findings, ret_count);
+}
+
+int qemu_preflight_domain(const struct qemu_domain *domain, const char *const *shared_disks,
+                          struct qemu_finding **ret_findings, size_t *ret_count)
+{
+    struct qmp *qmp = NULL;
+    int r = libvirt_open(&qmp, domain, false, OPEN_DOMAIN_MS);
+    return r < 0 ? r : preflight_of(qmp, shared_disks, ret_findings, ret_count);
 }

@@ -14,7 +14,8 @@ struct preflight {
 
 /* Look at everything. Writes what was found of the RAM blocks too. Returns 0 also when the findings refuse;
  * negative errno when looking itself failed (the monitor hung up ...). */
-int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, struct qemu_blocks *ret_blocks);
+int preflight_run(struct preflight *preflight, struct qmp *qmp, pid_t pid, const char *const *shared_disks,
+                  struct qemu_blocks *ret_blocks);
 
 /* Sets the error text from all refusals and returns the code of the first, 0 if there is none. */
 int preflight_verdict(const struct preflight *preflight);
@@ -32,6 +33,7 @@ struct preflight_discards {
 /* The parts: what the host offers; what the guest consists of. `discards_seen`: in the guest's kind of
  * memory. */
 int preflight_host(struct preflight *preflight, struct preflight_discards *ret_seen);
-int preflight_guest(struct preflight *preflight, struct qmp *qmp, bool discards_seen);
+int preflight_guest(struct preflight *preflight, struct qmp *qmp, const char *const *shared_disks,
+                    bool discards_seen);
 
 #endif

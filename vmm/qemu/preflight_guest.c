@@ -7,6 +7,8 @@
  */
 #include "vmm/qemu/preflight.h"
 
+#include "vmm/qemu/disks.h"
+
 #include "base/error.h"
 #include "base/scope.h"
 
@@ -174,6 +176,72 @@ static int look_at_disks(struct preflight *preflight, struct qmp *qmp)
     return r;
 }
 
+/* Is there a controller whose requests run in a thread of their own? */
+static bool has_iothread(struct qmp *qmp)
+{
+    static const char *const containers[] = {"/machine/peripheral", "/machine/peripheral-anon"};
+    bool found = false;
+    for (size_t i = 0; i < array_length(containers); i++) {
+        json_t *children = NULL, *child;
+        size_t j;
+        if (qmp_call(qmp, COMMAND_MS, &children, "qom-list", "{s:s}", "path", containers[i]) < 0)
+            continue;
+        json_array_foreach (children, j, child) {
+            const char *name = json_string_value(json_object_get(child, "name"));
+            char path[256];
+            json_t *thread = NULL;
+            snprintf(path, sizeof path, "%s/%s", containers[i], name ? name : "");
+            if (qmp_call(qmp, COMMAND_MS, &thread, "qom-get", "{s:s, s:s}", "path", path, "property",
+                         "iothread") < 0)
+                continue;
+            const char *link = json_string_value(thread);
+            found |= link && *link;
+            json_decref(thread);
+        }
+        json_decref(children);
+    }
+    return found;
+}
+
+/* What becomes of each disk's content. */
+static int look_at_contents(struct preflight *preflight, struct qmp *qmp, const char *const *shared)
+{
+    struct qemu_disks *disks cleanup_free = malloc(sizeof *disks);
+    if (!disks)
+        return error_set(-ENOMEM, "disks: no memory");
+    int r = disks_find(qmp, shared, disks);
+    if (r == 0 && disks->count && has_iothread(qmp))
+        r = refuse(preflight, "iothread",
+                   "QEMU 7.2 ends in an assertion, or hangs, when a disk in an iothread is mirrored over NBD",
+                   "take iothread= from the disks' devices, or name the disks in shared-disks");
+    for (size_t i = 0; r == 0 && i < disks->all_count; i++) {
+        const struct qemu_disk *disk = &disks->all[i];
+        const char *name = disk->shown.name;
+        char subject[64];
+        if (!strncmp(name, "/machine/", 9))
+            name += 9;
+        snprintf(subject, sizeof subject, "disk %.56s", name);
+        if (disk->kind == DISK_REPLICATED && disk->busy)
+            r = preflight_add(preflight, -EBUSY, QEMU_FINDING_REFUSED, subject,
+                              "a block job of somebody else works on it; wait for its end, or cancel it");
+        else if (disk->kind == DISK_REPLICATED)
+            r = preflight_add(preflight, 0, QEMU_FINDING_OK, subject, "%.1f MiB, copied to the standby",
+                              (double)disk->shown.bytes / 1048576);
+        else if (disk->kind == DISK_READ_ONLY)
+            r = preflight_add(preflight, 0, QEMU_FINDING_OK, subject,
+                              "read-only, passed by: the standby has to have the same");
+        else if (disk->kind == DISK_SHARED)
+            r = preflight_add(
+                preflight, 0, QEMU_FINDING_WARNING, subject,
+                "declared as shared, not copied: after a takeover it may be newer than the guest's "
+                "memory, and without fencing two guests may write to it");
+        else
+            r = refuse(preflight, subject, "its device allows other writers (share-rw)",
+                       "name it in shared-disks if both hosts reach it");
+    }
+    return r;
+}
+
 static int look_at_migration(struct preflight *preflight, struct qmp *qmp)
 {
     json_t *migration = NULL;
@@ -241,7 +309,8 @@ static int look_at_target(struct preflight *preflight, struct qmp *qmp)
     return r;
 }
 
-int preflight_guest(struct preflight *preflight, struct qmp *qmp, bool discards_seen)
+int preflight_guest(struct preflight *preflight, struct qmp *qmp, const char *const *shared_disks,
+                    bool discards_seen)
 {
     size_t before = preflight->count;
     int r = look_at_target(preflight, qmp);
@@ -253,6 +322,8 @@ int preflight_guest(struct preflight *preflight, struct qmp *qmp, bool discards_
         r = look_at_network(preflight, qmp);
     if (r == 0)
         r = look_at_disks(preflight, qmp);
+    if (r == 0)
+        r = look_at_contents(preflight, qmp, shared_disks);
     if (r == 0 && preflight->count == before)
         r = preflight_add(preflight, 0, QEMU_FINDING_OK, "devices", "all can be saved and tracked");
     return r == 0 ? look_at_run_state(preflight, qmp) : r;

@@ -4,22 +4,23 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
+#include "base/spawn.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/wait.h>
 
-#define LOG_MEMORY 65536
-#define ARGS_MAX   4096
-#define KILL_MS    5000 /* a killed process may still have memory to give back */
+#define LOG_MEMORY     65536
+#define ARGS_MAX       4096
+#define LEFT_ALONE_MAX 8
+#define KILL_MS        5000 /* a killed process may still have memory to give back */
 
 /* --- start --- */
 
@@ -66,37 +67,6 @@ static int join(char *const *argv, const char *const *extra, char ***ret_joined)
     return 0;
 }
 
-/* Nothing of ours is inherited: no descriptor, no blocked or ignored signal, no session. */
-static int spawn(pid_t *ret_child, char **argv, int log)
-{
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    sigset_t none, all;
-    sigemptyset(&none);
-    sigfillset(&all);
-    posix_spawn_file_actions_init(&actions);
-    posix_spawnattr_init(&attributes);
-    int r = posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    if (r == 0)
-        r = posix_spawn_file_actions_adddup2(&actions, log, STDOUT_FILENO);
-    if (r == 0)
-        r = posix_spawn_file_actions_adddup2(&actions, log, STDERR_FILENO);
-    if (r == 0)
-        r = posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
-    if (r == 0)
-        r = posix_spawnattr_setflags(&attributes,
-                                     POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    if (r == 0)
-        r = posix_spawnattr_setsigmask(&attributes, &none);
-    if (r == 0)
-        r = posix_spawnattr_setsigdefault(&attributes, &all);
-    if (r == 0)
-        r = posix_spawnp(ret_child, argv[0], &actions, &attributes, argv, environ);
-    posix_spawnattr_destroy(&attributes);
-    posix_spawn_file_actions_destroy(&actions);
-    return r ? error_errno(-r, "start %s", argv[0]) : 0;
-}
-
 int process_start(struct process *process, char *const *argv, const char *const *extra, const char *log_path)
 {
     char **joined cleanup_free = NULL;
@@ -104,8 +74,11 @@ int process_start(struct process *process, char *const *argv, const char *const 
     int r = join(argv, extra, &joined);
     if (r == 0)
         r = open_log(process, log_path);
-    if (r == 0)
-        r = spawn(&process->child, joined, process->log);
+    if (r == 0) {
+        struct spawn spawn = {
+            .argv = joined, .input = -1, .output = process->log, .errors = process->log, .search = true};
+        r = spawn_start(&process->child, &spawn);
+    }
     if (r < 0) {
         process_release(process);
         return r;
@@ -133,6 +106,16 @@ int process_adopt(struct process *process, pid_t pid)
             pid, process->child);
     process->pid = pid;
     process->pid_fd = take_fd(&fd);
+    return 0;
+}
+
+int process_follow(struct process *process, pid_t pid)
+{
+    *process = PROCESS_NONE;
+    process->pid_fd = pidfd_open(pid, 0);
+    if (process->pid_fd < 0)
+        return error_errno(-errno, "process %d", pid);
+    process->pid = pid;
     return 0;
 }
 
@@ -197,10 +180,31 @@ void process_end(struct process *process, int grace_ms)
     ended_within(process->child_fd, KILL_MS);
 }
 
+/* Children that outlive what we know of them: an engine that takes guests over again and again must not keep
+ * a zombie of each. Used by the guest's thread alone. */
+static pid_t left_alone[LEFT_ALONE_MAX];
+
+static void reap_left_alone(void)
+{
+    for (size_t i = 0; i < LEFT_ALONE_MAX; i++)
+        if (left_alone[i] && waitpid(left_alone[i], NULL, WNOHANG) != 0)
+            left_alone[i] = 0;
+}
+
+static void leave_alone(pid_t child)
+{
+    for (size_t i = 0; i < LEFT_ALONE_MAX; i++)
+        if (!left_alone[i]) {
+            left_alone[i] = child;
+            return;
+        }
+}
+
 void process_release(struct process *process)
 {
-    if (process->child > 0)
-        waitpid(process->child, NULL, WNOHANG);
+    reap_left_alone();
+    if (process->child > 0 && waitpid(process->child, NULL, WNOHANG) == 0)
+        leave_alone(process->child);
     if (process->child_fd >= 0)
         close(process->child_fd);
     if (process->pid_fd >= 0)

@@ -30,6 +30,9 @@ int process_start(struct process *process, char *const *argv, const char *const 
 /* Name the QEMU among the processes that were started. -ESRCH: `pid` is none of them. */
 int process_adopt(struct process *process, pid_t pid);
 
+/* Only observe a QEMU that somebody else starts and ends: process_end() does nothing to it. */
+int process_follow(struct process *process, pid_t pid);
+
 /* Has what was started (or the QEMU, once known) ended, now or within `ms`? */
 bool process_wait(const struct process *process, int ms);
 

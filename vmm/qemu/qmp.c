@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "vmm/qemu/qmp.h"
+#include "vmm/qemu/qmp_internal.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -12,26 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 /* The longest line that QEMU may send. The greatest real ones (query-qmp-schema) are about 250 KB. */
 #define LINE_MAX_BYTES (8u << 20)
 #define READ_BYTES     (16u << 10)
-
-struct qmp {
-    int fd;
-    pid_t pid;
-    char *path;
-    char version[64], package[128]; /* from the greeting */
-    char *buffer;                   /* bytes received and not yet parsed */
-    size_t used, room;
-    size_t searched;         /* no newline in the first `searched` bytes */
-    uint64_t sent, answered; /* ids: of the last command sent; of the last one waited for or given up */
-    bool negotiated;         /* replies are to our own commands */
-    bool broken;             /* the stream cannot be trusted any more */
-    qmp_event_fn *event_fn;
-    void *event_ctx;
-};
 
 /* Milliseconds left until `deadline_ns`, rounded up so that poll() does not spin through the last one. */
 static int left_ms(uint64_t deadline_ns)
@@ -120,8 +104,7 @@ static int next_object(struct qmp *qmp, json_t **ret_object)
     }
 }
 
-/* The next object that is not an event (events go to the event function). Returns 1, or 0 at the deadline. */
-static int next_reply(struct qmp *qmp, uint64_t deadline_ns, json_t **ret_object)
+int qmp_next_reply(struct qmp *qmp, uint64_t deadline_ns, json_t **ret_object)
 {
     for (;;) {
         json_t *object = NULL;
@@ -181,12 +164,11 @@ static int send_bytes(struct qmp *qmp, const char *bytes, size_t length, int fd)
     return 0;
 }
 
-static int send_packed(struct qmp *qmp, uint64_t *ret_id, int fd, const char *command, const char *format,
-                       va_list arguments)
+/* All of a command but its id, which stands last: "{...". `ret_body` is the caller's to free. */
+static int pack(const struct qmp *qmp, char **ret_body, const char *command, const char *format,
+                va_list arguments)
 {
-    if (qmp->broken)
-        return error_set(-ECONNRESET, "qmp %s: %s: the connection is lost", qmp->path, command);
-    json_t *object = json_pack("{s:s, s:I}", "execute", command, "id", (json_int_t)(qmp->sent + 1));
+    json_t *object = json_pack("{s:s}", "execute", command);
     if (object && format) {
         json_error_t error;
         json_t *packed = json_vpack_ex(&error, 0, format, arguments);
@@ -195,17 +177,70 @@ static int send_packed(struct qmp *qmp, uint64_t *ret_id, int fd, const char *co
             return error_set(-EINVAL, "qmp %s: %s: arguments: %s", qmp->path, command, error.text);
         }
     }
-    char *text cleanup_free = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    char *body = object ? json_dumps(object, JSON_COMPACT) : NULL;
     json_decref(object);
-    if (!text)
+    if (!body)
         return error_set(-ENOMEM, "qmp %s: %s: no memory", qmp->path, command);
-    size_t length = strlen(text);
-    text[length++] = '\n'; /* in place of the NUL; send_bytes goes by length */
-    int r = send_bytes(qmp, text, length, fd);
+    body[strlen(body) - 1] = '\0'; /* its "}" */
+    *ret_body = body;
+    return 0;
+}
+
+/* `end`: what completes it, "}\n"; "" leaves it open. */
+static int send_body(struct qmp *qmp, int fd, const char *body, const char *end)
+{
+    char *text cleanup_free = NULL;
+    int length = asprintf(&text, "%s,\"id\":%llu%s", body, (unsigned long long)qmp->sent + 1, end);
+    if (length < 0)
+        return error_set(-ENOMEM, "qmp %s: no memory", qmp->path);
+    int r = send_bytes(qmp, text, (size_t)length, fd);
+    if (r == 0)
+        qmp->sent++;
+    return r;
+}
+
+/* The primed command is one no more. */
+static int finish(struct qmp *qmp, const char *end)
+{
+    free(qmp->primed);
+    qmp->primed = NULL;
+    return send_bytes(qmp, end, strlen(end), -1);
+}
+
+static int send_packed(struct qmp *qmp, uint64_t *ret_id, int fd, const char *command, const char *format,
+                       va_list arguments)
+{
+    if (qmp->broken)
+        return error_set(-ECONNRESET, "qmp %s: %s: the connection is lost", qmp->path, command);
+    char *body cleanup_free = NULL;
+    int r = pack(qmp, &body, command, format, arguments);
+    if (r == 0 && qmp->primed && fd < 0 && strcmp(body, qmp->primed) == 0) {
+        r = finish(qmp, "}\n");
+    } else if (r == 0) {
+        if (qmp->primed) /* a member that no command knows: QEMU refuses it, whichever command it is */
+            r = finish(qmp, ",\"\":0}\n");
+        if (r == 0)
+            r = send_body(qmp, fd, body, "}\n");
+    }
     if (r < 0)
         return error_add(r, "%s", command);
-    *ret_id = ++qmp->sent;
+    *ret_id = qmp->sent;
     return 0;
+}
+
+void qmp_prime(struct qmp *qmp, const char *command, const char *format, ...)
+{
+    if (qmp->broken || qmp->primed)
+        return;
+    char *body cleanup_free = NULL;
+    va_list arguments;
+    va_start(arguments, format);
+    int r = pack(qmp, &body, command, format, arguments);
+    va_end(arguments);
+    if (r == 0)
+        r = send_body(qmp, -1, body, "");
+    if (r == 0)
+        qmp->primed = take_ptr(body);
 }
 
 int qmp_send(struct qmp *qmp, uint64_t *ret_id, int fd, const char *command, const char *format, ...)
@@ -247,7 +282,7 @@ int qmp_wait(struct qmp *qmp, uint32_t timeout_ms, uint64_t id, json_t **ret_res
     qmp->answered = id; /* given up, if it is not answered below */
     for (;;) {
         json_t *reply = NULL;
-        int r = next_reply(qmp, deadline, &reply);
+        int r = qmp_next_reply(qmp, deadline, &reply);
         if (r == 0)
             return error_set(-ETIMEDOUT, "qmp %s: no answer within %u ms", qmp->path, timeout_ms);
         if (r < 0)
@@ -256,6 +291,8 @@ int qmp_wait(struct qmp *qmp, uint32_t timeout_ms, uint64_t id, json_t **ret_res
         uint64_t answered = json_is_integer(got) ? (uint64_t)json_integer_value(got) : UINT64_MAX;
         if (answered == id)
             r = take_result(qmp, reply, ret_result);
+        else if (!got && !qmp->negotiated) /* to what the client before us left unfinished */
+            r = 1;
         else if (!got) /* QEMU could not even parse what we sent */
             r = error_set(-EPROTO, "qmp %s: a reply without id: %s", qmp->path, reply_words(reply));
         else if (answered > id && qmp->negotiated)
@@ -325,122 +362,9 @@ int qmp_drain(struct qmp *qmp)
 {
     for (;;) {
         json_t *reply = NULL;
-        int r = next_reply(qmp, 0, &reply);
+        int r = qmp_next_reply(qmp, 0, &reply);
         if (r <= 0)
             return r;
         json_decref(reply); /* nobody waits: late answer to a command that was given up */
     }
-}
-
-static int connect_to(struct qmp *qmp, const char *path, uint32_t timeout_ms)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path)
-        return error_set(-ENAMETOOLONG, "qmp %s: a socket path has at most %zu bytes", path,
-                         sizeof address.sun_path - 1);
-    strcpy(address.sun_path, path);
-    qmp->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (qmp->fd < 0)
-        return error_errno(-errno, "qmp %s: socket", path);
-    /* Bounds connect() too: a monitor that serves somebody else lets its backlog of one fill up. */
-    struct timeval timeout = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000};
-    if (setsockopt(qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) < 0)
-        return error_errno(-errno, "qmp %s: SO_SNDTIMEO", path);
-    if (connect(qmp->fd, (struct sockaddr *)&address, sizeof address) < 0) {
-        if (errno == EAGAIN)
-            return error_set(-EBUSY, "qmp %s: another client holds the monitor", path);
-        return error_errno(-errno, "qmp %s: connect", path);
-    }
-    struct ucred peer;
-    socklen_t length = sizeof peer;
-    if (getsockopt(qmp->fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
-        return error_errno(-errno, "qmp %s: SO_PEERCRED", path);
-    qmp->pid = peer.pid;
-    return 0;
-}
-
-static int greet(struct qmp *qmp, uint64_t deadline_ns)
-{
-    json_t *greeting = NULL;
-    int r;
-    do { /* past an answer to the client before us; see qmp_wait() */
-        json_decref(greeting);
-        greeting = NULL;
-        r = next_reply(qmp, deadline_ns, &greeting);
-    } while (r > 0 && json_object_get(greeting, "id"));
-    if (r < 0)
-        return r;
-    if (r == 0)
-        return error_set(-EBUSY, "qmp %s: another client holds the monitor (no greeting came)", qmp->path);
-    json_int_t major, minor, micro;
-    const char *package = "";
-    if (json_unpack(greeting, "{s:{s:{s:{s:I, s:I, s:I}, s?s}}}", "QMP", "version", "qemu", "major", &major,
-                    "minor", &minor, "micro", &micro, "package", &package) < 0)
-        r = error_set(-EPROTO, "qmp %s: the greeting is not QMP's", qmp->path);
-    else {
-        snprintf(qmp->version, sizeof qmp->version, "%lld.%lld.%lld", major, minor, micro);
-        snprintf(qmp->package, sizeof qmp->package, "%s", package);
-        r = 0;
-    }
-    json_decref(greeting);
-    return r;
-}
-
-int qmp_open(struct qmp **ret_qmp, const char *path, uint32_t timeout_ms)
-{
-    uint64_t deadline = clock_now_ns() + timeout_ms * NS_PER_MS;
-    struct qmp *qmp = calloc(1, sizeof *qmp);
-    if (!qmp)
-        return error_set(-ENOMEM, "qmp %s: no memory", path);
-    qmp->fd = -1;
-    qmp->path = strdup(path);
-    int r = qmp->path ? connect_to(qmp, path, timeout_ms) : error_set(-ENOMEM, "qmp %s: no memory", path);
-    if (r == 0)
-        r = greet(qmp, deadline);
-    if (r == 0)
-        r = qmp_call(qmp, timeout_ms, NULL, "qmp_capabilities", NULL);
-    qmp->negotiated = true;
-    if (r < 0) {
-        qmp_close(qmp);
-        return r;
-    }
-    *ret_qmp = qmp;
-    return 0;
-}
-
-void qmp_close(struct qmp *qmp)
-{
-    if (!qmp)
-        return;
-    if (qmp->fd >= 0)
-        close(qmp->fd);
-    free(qmp->buffer);
-    free(qmp->path);
-    free(qmp);
-}
-
-int qmp_fd(const struct qmp *qmp)
-{
-    return qmp->fd;
-}
-
-pid_t qmp_pid(const struct qmp *qmp)
-{
-    return qmp->pid;
-}
-
-const char *qmp_version(const struct qmp *qmp)
-{
-    return qmp->version;
-}
-
-const char *qmp_package(const struct qmp *qmp)
-{
-    return qmp->package;
-}
-
-void qmp_on_event(struct qmp *qmp, qmp_event_fn *fn, void *ctx)
-{
-    qmp->event_fn = fn;
-    qmp->event_ctx = ctx;
 }

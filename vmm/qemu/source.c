@@ -10,6 +10,9 @@
  *     <-  event STOP                    <-  return           nobody was running: not our stop, and no "cont"
  *     <-  return       our stop
  *
+ * All but the last byte of "stop" is sent while the guest runs, and of "cont" while QEMU saves: QEMU needs
+ * longer to read a command than to obey (qmp.h).
+ *
  * A STOP or RESUME outside of our own commands is somebody else's. A RESUME of somebody else's while we hold
  * the guest spoils the capture, since marks were taken of a running guest; save_end() and resume() say so.
  *
@@ -26,11 +29,14 @@
 #include "vmm/qemu/fdset.h"
 #include "vmm/qemu/guard.h"
 #include "vmm/qemu/guest.h"
+#include "vmm/qemu/libvirt.h"
+#include "vmm/qemu/mirror.h"
 #include "vmm/qemu/preflight.h"
 #include "vmm/qemu/read.h"
 #include "vmm/qemu/state.h"
 #include "vmm/qemu/track.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/scope.h"
@@ -38,16 +44,19 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
-#define OPEN_MS    3000
-#define COMMAND_MS 10000
-#define STOP_MS    10000 /* "stop" waits for the disks */
-#define EVENTS_MAX 16
+#define OPEN_MS        3000
+#define OPEN_DOMAIN_MS 30000 /* libvirt lets one command wait for another on the domain */
+#define COMMAND_MS     10000
+#define STOP_MS        10000 /* "stop" waits for the disks */
+#define GONE_MS        1000
+#define EVENTS_MAX     16
 
 struct source {
     struct qemu_guest guest;
@@ -58,11 +67,14 @@ struct source {
     struct tracker *tracker;
     struct state_saver *saver;
     struct guard *guard;
+    struct qemu_disks disks;
+    struct mirror *mirror;
 
     enum { CALM, STOPPING, HELD, RESUMING } phase;
     bool our_stop; /* valid in HELD: "cont" is ours to say */
     bool io_error; /* a disk error stopped the guest during our own "stop" */
     bool intruded; /* somebody else let the guest run while we held it */
+    bool quiet;    /* between quiet_begin() and quiet_end(): it was running before */
 
     bool stopped;  /* somebody else stopped the guest, or our own stop is to outlive us */
     bool kept;     /* the latter: hold() or halt() */
@@ -115,6 +127,8 @@ static void on_resume(struct source *source)
 static void on_event(void *ctx, const char *event, const json_t *data)
 {
     struct source *source = ctx;
+    if (source->mirror)
+        mirror_event(source->mirror, event, data);
     if (strcmp(event, "STOP") == 0)
         on_stop(source);
     else if (strcmp(event, "RESUME") == 0)
@@ -138,11 +152,31 @@ static void lost(struct source *source)
     push_event(source, VMM_EVENT_FAILED);
 }
 
-/* Passes `code` through, noticing that the monitor is gone. */
+/* The memory of a process that ends goes before its sockets: read what QEMU may have said of a shutdown,
+ * until it hangs up. */
+static void last_words(struct source *source)
+{
+    char text[ERROR_TEXT_MAX];
+    snprintf(text, sizeof text, "%s", error_text());
+    uint64_t deadline_ns = clock_now_ns() + GONE_MS * NS_PER_MS;
+    int r = 0;
+    while (!source->over && r == 0 && clock_now_ns() < deadline_ns) {
+        struct pollfd pollfd = {.fd = qmp_fd(source->qmp), .events = POLLIN};
+        poll(&pollfd, 1, GONE_MS);
+        r = qmp_drain(source->qmp);
+    }
+    if (r == -ECONNRESET)
+        lost(source);
+    error_set(-ESRCH, "%s", text);
+}
+
+/* Passes `code` through, noticing that QEMU or its monitor is gone. */
 static int checked(struct source *source, int code)
 {
     if (code == -ECONNRESET)
         lost(source);
+    else if (code == -ESRCH)
+        last_words(source);
     return code;
 }
 
@@ -165,8 +199,11 @@ static int tell_later_engines(struct source *source)
 static void source_describe(struct vmm *vmm, struct vmm_description *ret_description)
 {
     struct source *source = of(vmm);
-    *ret_description = (struct vmm_description){
-        .blocks = source->shown, .block_count = source->blocks.count, .text = source->text};
+    *ret_description = (struct vmm_description){.blocks = source->shown,
+                                                .block_count = source->blocks.count,
+                                                .text = source->text,
+                                                .disks = source->disks.shown,
+                                                .disk_count = source->disks.count};
 }
 
 static int source_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
@@ -205,7 +242,7 @@ static int source_scan(struct vmm *vmm, bool clear, struct vmm_ranges *to)
 {
     struct source *source = of(vmm);
     assert(!clear || source->phase == HELD);
-    return track_scan(source->tracker, clear, to);
+    return checked(source, track_scan(source->tracker, clear, to));
 }
 
 static int let_run(struct source *source)
@@ -246,6 +283,31 @@ static int stop(struct source *source, bool guarded)
     return r;
 }
 
+/* For the mirrors of its disks; nothing but a short stop. */
+static int quiet_begin(void *ctx)
+{
+    struct source *source = ctx;
+    source->quiet = source->phase == CALM;
+    return source->quiet ? stop(source, true) : 0;
+}
+
+/* Undoes stop(). A RESUME that is on its way already is not the one that our "cont" will cause. */
+static int end_stop(struct source *source)
+{
+    int r = checked(source, qmp_drain(source->qmp));
+    if (r == 0 && source->our_stop)
+        r = let_run(source);
+    guard_disarm(source->guard);
+    source->phase = CALM;
+    return r;
+}
+
+static int quiet_end(void *ctx)
+{
+    struct source *source = ctx;
+    return source->quiet ? end_stop(source) : 0;
+}
+
 static int source_pause(struct vmm *vmm)
 {
     return stop(of(vmm), true);
@@ -262,7 +324,10 @@ static int source_save_begin(struct vmm *vmm)
 {
     struct source *source = of(vmm);
     assert(source->phase == HELD);
-    return checked(source, state_begin(source->saver));
+    int r = checked(source, state_begin(source->saver));
+    if (r == 0 && source->our_stop)
+        qmp_prime(source->qmp, "cont", NULL);
+    return r;
 }
 
 static int source_save_end(struct vmm *vmm, const void **ret_state, size_t *ret_bytes)
@@ -290,16 +355,13 @@ static int source_resume(struct vmm *vmm)
         size_t bytes;
         checked(source, state_end(source->saver, COMMAND_MS, &state, &bytes));
     }
-    /* A RESUME that is on its way already is not the one that our "cont" will cause. */
-    int r = checked(source, qmp_drain(source->qmp));
-    if (r == 0 && source->our_stop)
-        r = let_run(source);
-    guard_disarm(source->guard);
-    source->phase = CALM;
+    int r = end_stop(source);
     if (r == 0 && source->kept) {
         source->kept = source->stopped = false;
         r = tell_later_engines(source);
     }
+    if (r == 0)
+        qmp_prime(source->qmp, "stop", NULL);
     return r < 0 ? r : intruded(source);
 }
 
@@ -328,6 +390,23 @@ static int source_halt(struct vmm *vmm)
     return r;
 }
 
+static int source_disks_open(struct vmm *vmm, const struct vmm_disk_sink *sink)
+{
+    struct source *source = of(vmm);
+    return checked(source, mirror_open(source->mirror, sink));
+}
+
+static void source_disks_close(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    mirror_close(source->mirror, source->over);
+}
+
+static int source_disk_read(struct vmm *vmm, uint32_t disk, uint64_t offset, size_t bytes, void *to)
+{
+    return mirror_read(of(vmm)->mirror, disk, offset, bytes, to);
+}
+
 static void source_close(struct vmm *vmm)
 {
     if (!vmm)
@@ -335,6 +414,9 @@ static void source_close(struct vmm *vmm)
     struct source *source = of(vmm);
     if (source->phase == HELD && !source->kept)
         source_resume(vmm);
+    if (source->mirror)
+        mirror_close(source->mirror, source->over);
+    mirror_free(source->mirror);
     guard_close(source->guard);
     track_close(source->tracker);
     for (size_t i = 0; i < source->blocks.count; i++)
@@ -365,6 +447,9 @@ static const struct vmm_ops source_ops = {
     .save_begin = source_save_begin,
     .save_end = source_save_end,
     .resume = source_resume,
+    .disks_open = source_disks_open,
+    .disks_close = source_disks_close,
+    .disk_read = source_disk_read,
 };
 
 static int show_blocks(struct source *source)
@@ -397,10 +482,10 @@ static int watch(struct source *source)
     return 0;
 }
 
-static int check(struct source *source)
+static int check(struct source *source, const char *const *shared_disks)
 {
     struct preflight findings = {0};
-    int r = preflight_run(&findings, source->qmp, source->guest.pid, &source->blocks);
+    int r = preflight_run(&findings, source->qmp, source->guest.pid, shared_disks, &source->blocks);
     if (r == 0)
         r = preflight_verdict(&findings);
     free(findings.items);
@@ -430,20 +515,22 @@ static int who_stopped_it(struct source *source, bool *ret_held)
     return tell_later_engines(source);
 }
 
-static int attach(struct source *source, const char *qmp_path)
+static int attach(struct source *source, const char *const *shared_disks)
 {
-    int r = qmp_open(&source->qmp, qmp_path, OPEN_MS);
-    if (r < 0)
-        return r;
+    int r;
     source->guest.pid = qmp_pid(source->qmp);
     char *machine cleanup_free = NULL;
     bool held = false;
     if ((r = guard_open(&source->guard, qmp_fd(source->qmp))) < 0)
         return r;
-    if ((r = check(source)) < 0 || (r = who_stopped_it(source, &held)) < 0 ||
-        (r = describe_guest(source->qmp, &source->text)) < 0 ||
+    const struct mirror_quiet quiet = {.begin = quiet_begin, .end = quiet_end, .ctx = source};
+    if ((r = watch(source)) < 0 || (r = check(source, shared_disks)) < 0 ||
+        (r = who_stopped_it(source, &held)) < 0 || (r = mirror_clean(source->qmp, &quiet)) < 0 ||
+        (r = disks_find(source->qmp, shared_disks, &source->disks)) < 0 ||
+        (r = mirror_new(&source->mirror, source->qmp, &source->disks, &quiet)) < 0 ||
+        (r = describe_guest(source->qmp, &source->disks, &source->text)) < 0 ||
         (r = describe_machine(source->qmp, &machine)) < 0 || (r = show_blocks(source)) < 0 ||
-        (r = state_open(&source->saver, source->qmp, machine)) < 0 || (r = watch(source)) < 0)
+        (r = state_open(&source->saver, source->qmp, machine)) < 0)
         return r;
     if ((r = track_open(&source->tracker, source->qmp, source->guest.pid, &source->blocks)) < 0 ||
         (r = fault_point(FAULT_ATTACH)) < 0)
@@ -451,7 +538,9 @@ static int attach(struct source *source, const char *qmp_path)
     return held ? let_run(source) : 0;
 }
 
-int qemu_attach(struct vmm **ret_source, const char *qmp_path)
+/* Of QEMU's monitor at `qmp_path`, or of a domain's. */
+static int open_source(struct vmm **ret_source, const char *qmp_path, const struct qemu_domain *domain,
+                       const char *const *shared_disks)
 {
     struct source *source = calloc(1, sizeof *source);
     if (!source)
@@ -459,7 +548,10 @@ int qemu_attach(struct vmm **ret_source, const char *qmp_path)
     source->guest.vmm.ops = &source_ops;
     source->epoll = source->wake = -1;
     source->leave = -1;
-    int r = attach(source, qmp_path);
+    int r = domain ? libvirt_open(&source->qmp, domain, false, OPEN_DOMAIN_MS)
+                   : qmp_open(&source->qmp, qmp_path, OPEN_MS);
+    if (r == 0)
+        r = attach(source, shared_disks);
     if (r < 0) {
         char text[ERROR_TEXT_MAX];
         snprintf(text, sizeof text, "%s", error_text());
@@ -468,6 +560,17 @@ int qemu_attach(struct vmm **ret_source, const char *qmp_path)
     }
     *ret_source = &source->guest.vmm;
     return 0;
+}
+
+int qemu_attach(struct vmm **ret_source, const char *qmp_path, const char *const *shared_disks)
+{
+    return open_source(ret_source, qmp_path, NULL, shared_disks);
+}
+
+int qemu_attach_domain(struct vmm **ret_source, const struct qemu_domain *domain,
+                       const char *const *shared_disks)
+{
+    return open_source(ret_source, NULL, domain, shared_disks);
 }
 
 int qemu_pid(const struct vmm *vmm)

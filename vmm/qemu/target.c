@@ -23,7 +23,9 @@
 
 #include "vmm/qemu/blocks.h"
 #include "vmm/qemu/describe.h"
+#include "vmm/qemu/disks.h"
 #include "vmm/qemu/guest.h"
+#include "vmm/qemu/libvirt.h"
 #include "vmm/qemu/process.h"
 #include "vmm/qemu/read.h"
 #include "vmm/qemu/write.h"
@@ -44,6 +46,7 @@
 #include <sys/un.h>
 
 #define READY_MS      10000
+#define START_MS      60000 /* for libvirt, which may have to look at QEMU's abilities first */
 #define COMMAND_MS    10000
 #define LOAD_MS       10000
 #define RETRY_MS      5
@@ -58,6 +61,8 @@ struct target {
     struct process process;
     struct qmp *qmp;
     struct qemu_blocks blocks;
+    struct qemu_disks disks;
+    struct disk_access *access;
     struct vmm_block shown[VMM_BLOCKS_MAX];
     struct filler *filler;
     char *text, *pid_path;
@@ -156,8 +161,11 @@ static enum vmm_event target_event(struct vmm *vmm)
 static void target_describe(struct vmm *vmm, struct vmm_description *ret_description)
 {
     struct target *target = of(vmm);
-    *ret_description = (struct vmm_description){
-        .blocks = target->shown, .block_count = target->blocks.count, .text = target->text};
+    *ret_description = (struct vmm_description){.blocks = target->shown,
+                                                .block_count = target->blocks.count,
+                                                .text = target->text,
+                                                .disks = target->disks.shown,
+                                                .disk_count = target->disks.count};
 }
 
 static int target_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
@@ -174,6 +182,38 @@ static int target_write(struct vmm *vmm, const struct vmm_range *ranges, size_t 
 static int target_zero(struct vmm *vmm, const struct vmm_range *range)
 {
     return filler_zero(of(vmm)->filler, range);
+}
+
+/* --- disks --- */
+
+static int target_disk_read(struct vmm *vmm, uint32_t disk, uint64_t offset, size_t bytes, void *to)
+{
+    return disk_access_read(of(vmm)->access, disk, offset, bytes, to);
+}
+
+static int target_disk_write(struct vmm *vmm, uint32_t disk, uint64_t offset, size_t bytes, const void *from)
+{
+    return disk_access_write(of(vmm)->access, disk, offset, bytes, from);
+}
+
+static int target_disk_zero(struct vmm *vmm, uint32_t disk, enum vmm_disk_op op, uint64_t offset,
+                            uint64_t bytes)
+{
+    return disk_access_zero(of(vmm)->access, disk, op, offset, bytes);
+}
+
+static int target_disk_flush(struct vmm *vmm)
+{
+    return disk_access_flush(of(vmm)->access);
+}
+
+/* The guest's own devices are to have the images to themselves. */
+static int let_go_of_disks(struct target *target)
+{
+    int r = disk_access_flush(target->access);
+    disk_access_close(target->access, target->qmp);
+    target->access = NULL;
+    return r;
 }
 
 /* --- takeover --- */
@@ -231,7 +271,10 @@ static int target_load(struct vmm *vmm, const void *state, size_t bytes)
     struct target *target = of(vmm);
     assert(target->phase == WAITING);
     target->phase = LOADING;
-    int r = send_state(target, state, bytes);
+    int r = target->access ? let_go_of_disks(target) : 0;
+    if (r < 0)
+        return r;
+    r = send_state(target, state, bytes);
     /* QEMU looks for more behind the state, so it must see the end. */
     close(take_fd(&target->stream));
     if (r == 0)
@@ -292,6 +335,7 @@ static void target_close(struct vmm *vmm)
         ended = process_wait(&target->process, 0);
     if (ended && target->recorded)
         unlink(target->pid_path);
+    disk_access_close(target->access, NULL);
     filler_close(target->filler);
     qmp_close(target->qmp);
     process_release(&target->process);
@@ -316,6 +360,10 @@ static const struct vmm_ops target_ops = {
     .close = target_close,
     .write = target_write,
     .zero = target_zero,
+    .disk_read = target_disk_read,
+    .disk_write = target_disk_write,
+    .disk_zero = target_disk_zero,
+    .disk_flush = target_disk_flush,
     .load = target_load,
     .run = target_run,
     .announce = target_announce,
@@ -414,7 +462,7 @@ static int arm(struct target *target)
     return r;
 }
 
-static int fill_in(struct target *target)
+static int fill_in(struct target *target, const char *const *shared_disks)
 {
     int r = blocks_find(target->qmp, target->guest.pid, &target->blocks);
     if (r < 0)
@@ -424,7 +472,11 @@ static int fill_in(struct target *target)
         target->shown[i].bytes = target->blocks.items[i].bytes;
     }
     r = filler_open(&target->filler, target->guest.pid, &target->blocks, target->shown);
-    return r < 0 ? r : describe_guest(target->qmp, &target->text);
+    if (r == 0)
+        r = disks_find(target->qmp, shared_disks, &target->disks);
+    if (r == 0 && target->disks.count)
+        r = disk_access_open(&target->access, target->qmp, &target->disks, true);
+    return r < 0 ? r : describe_guest(target->qmp, &target->disks, &target->text);
 }
 
 static int record(struct target *target)
@@ -436,22 +488,47 @@ static int record(struct target *target)
     return r;
 }
 
-static int start(struct target *target, const struct qemu_launch *launch)
+static int start_command(struct target *target, const struct qemu_launch *launch)
 {
     static const char *const extra[] = {"-incoming", "defer", "-S", NULL};
-    int r = launch->pid_path ? process_end_recorded(launch->pid_path) : 0;
-    if (r == 0)
-        r = refuse_running(launch->qmp_path);
+    int r = refuse_running(launch->qmp_path);
     if (r == 0)
         r = process_start(&target->process, launch->argv, extra, launch->log_path);
-    if (r < 0)
-        return r;
-    if ((r = record(target)) < 0 ||
-        (r = await_monitor(target, launch->qmp_path, launch->ready_ms ? launch->ready_ms : READY_MS)) < 0 ||
-        (r = record(target)) < 0 || (r = check_waits(target)) < 0 || (r = watch(target)) < 0 ||
-        (r = fill_in(target)) < 0 || (r = arm(target)) < 0)
-        return process_wait(&target->process, 0) ? add_last_line(target, r) : r;
-    return 0;
+    if (r == 0)
+        r = record(target);
+    if (r == 0)
+        r = await_monitor(target, launch->qmp_path, launch->ready_ms ? launch->ready_ms : READY_MS);
+    return r;
+}
+
+static int start_domain(struct target *target, const struct qemu_launch *launch)
+{
+    int r = libvirt_open(&target->qmp, launch->domain, true, launch->ready_ms ? launch->ready_ms : START_MS);
+    if (r == 0)
+        r = process_follow(&target->process, qmp_pid(target->qmp));
+    if (r == 0)
+        target->guest.pid = target->process.pid;
+    return r;
+}
+
+static int start(struct target *target, const struct qemu_launch *launch)
+{
+    int r = launch->pid_path ? process_end_recorded(launch->pid_path) : 0;
+    if (r == 0)
+        r = launch->domain ? start_domain(target, launch) : start_command(target, launch);
+    if (r == 0)
+        r = record(target);
+    if (r == 0)
+        r = check_waits(target);
+    if (r == 0)
+        r = watch(target);
+    if (r == 0)
+        r = fill_in(target, launch->shared_disks);
+    if (r == 0)
+        r = arm(target);
+    if (r < 0 && target->process.pid > 0 && process_wait(&target->process, 0))
+        return add_last_line(target, r);
+    return r;
 }
 
 int qemu_launch(struct vmm **ret_target, const struct qemu_launch *launch)

@@ -1,0 +1,157 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""How a guest moves, with this engine and with QEMU's own migration: `understudy bench migrate`.
+
+Two network namespaces play the hosts. For each size and load one guest is booted, fills its memory with what does not
+compress, and is then moved to and fro, by each variant in turn, as many rounds as are wanted; so every ratio is one of
+the same guest, the same run and the same network. migrate_moves.py says what is measured where.
+"""
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+
+SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURCE, "bench")]
+import frame  # noqa: E402
+import migrate_moves as moves  # noqa: E402
+import migrate_report as report  # noqa: E402
+import protect_report  # noqa: E402
+
+
+def boot(run, options, memory_mib, dirty, row):
+    guest = moves.Guest(run, options, memory_mib, dirty)
+    guest.boot()
+    if options.warm_up:
+        # Somebody has to be the first to use memory that this machine has not used before. Not QEMU: a guest may not
+        # survive that.
+        guest.move("understudy")
+    row["dirty_bytes_per_s_measured"] = guest.dirty_rate()
+    return guest
+
+
+def one_move(guest, name, variant, say):
+    """Moves the guest; returns it, or None when it did not survive."""
+    try:
+        move = guest.move(name)
+    except moves.Stayed as why:
+        variant["failed"].append(str(why))
+        say(why)
+    except moves.Broken as why:
+        variant["failed"].append(str(why))
+        say(f"{str(why).splitlines()[0]}; another guest is booted")
+        guest.close()
+        return None
+    else:
+        variant["moves"].append(move)
+        say(f"{move['total_s']:.2f} s, down {move['downtime_ms']:.1f} ms")
+    return guest
+
+
+def measure_row(run, options, screen, memory_mib, dirty):
+    load = f"dirtying {dirty / 1e6:.0f} MB/s" if dirty else "idle"
+    row = {"memory_bytes": memory_mib << 20, "dirty_bytes_per_s": dirty, "dirty_bytes_per_s_measured": None,
+           "rounds": options.rounds, "variants": {name: {"moves": [], "failed": []} for name in options.variants}}
+    screen.say(f"{memory_mib} MiB, {load}: the guest boots and fills its memory")
+    guest = None
+    try:
+        for number in range(options.rounds):
+            for name in options.variants:
+                guest = guest or boot(run, options, memory_mib, dirty, row)
+                time.sleep(options.settle)
+                guest = one_move(guest, name, row["variants"][name], lambda text: screen.say(
+                    f"round {number + 1}, {report.NAMES[name]}: {text}"))
+    finally:
+        if guest:
+            guest.close()
+    report.summarise(row)
+    return row
+
+
+def measure(run, options, screen):
+    result = {"environment": protect_report.environment(),
+              "options": {key: getattr(options, key) for key in ("memory", "dirty", "rounds", "max_downtime", "lanes",
+                                                                 "variants", "settle", "timeout")}, "rows": []}
+    for memory_mib in options.memory:
+        for dirty in [0] * (not options.no_idle) + [options.dirty] * bool(options.dirty):
+            result["rows"].append(measure_row(run, options, screen, memory_mib, dirty))
+    result["environment"]["load_average_after"] = os.getloadavg()
+    return result
+
+
+def size(text):
+    """MiB."""
+    found = re.fullmatch(r"(\d+)([MG])(iB)?", text)
+    mib = int(found.group(1)) << (10 * (found.group(2) == "G")) if found else 0
+    if not 128 <= mib <= 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no size from 128M to 64G")
+    return mib
+
+
+def sizes(text):
+    return [size(part) for part in text.split(",")]
+
+
+def rate(text):
+    """Bytes a second."""
+    found = re.fullmatch(r"(\d+)([KMG]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no rate: bytes a second, with K, M or G")
+    return int(found.group(1)) * 1000 ** " KMG".index(found.group(2) or " ")
+
+
+def variants(text):
+    names = text.split(",")
+    for name in names:
+        if name not in moves.VARIANTS:
+            raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(moves.VARIANTS)}")
+    return names
+
+
+def number(least, most):
+    def parse(text):
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} to {most}")
+        return value
+    return parse
+
+
+def parse_options(argv):
+    parser = argparse.ArgumentParser(prog="understudy bench migrate", description=(
+        "Boots a guest between two hosts that are network namespaces of this machine and moves it to and fro: with "
+        "`understudy migrate` (TLS 1.3) and with QEMU's own migration, plain, with multifd, with TLS, and with both. Needs "
+        "root and what tools/install-dependencies.sh installs."))
+    parser.add_argument("--memory", type=sizes, default=[1024], metavar="SIZE[,SIZE...]",
+                        help="the guest's memory; a guest for each (default 1G)")
+    parser.add_argument("--dirty", type=rate, default=100_000_000, metavar="RATE",
+                        help="bytes a second that the guest writes in the second part of each size; 0: none (default 100M)")
+    parser.add_argument("--no-idle", action="store_true", help="leave out the guest that writes nothing")
+    parser.add_argument("--rounds", type=number(1, 100), default=3, metavar="N", help="moves by each variant (default 3)")
+    parser.add_argument("--max-downtime", type=number(1, 10000), default=50, metavar="MS",
+                        help="what both are told to keep (default 50)")
+    parser.add_argument("--lanes", type=number(1, 16), default=2, metavar="N",
+                        help="our TLS connections, and QEMU's multifd channels (default 2)")
+    parser.add_argument("--variants", type=variants, default=list(moves.VARIANTS), metavar="NAME[,NAME...]",
+                        help=f"of {', '.join(moves.VARIANTS)} (default all)")
+    parser.add_argument("--no-warm-up", dest="warm_up", action="store_false",
+                        help="count the first move of a guest, too; else one by us comes before")
+    parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="rest before each move (default 1)")
+    parser.add_argument("--timeout", type=number(1, 3600), default=120, metavar="S", help="bound on one move (default 120)")
+    parser.add_argument("--json", metavar="OUT", help="write everything, with raw values, to this file; - for stdout")
+    parser.add_argument("--build", metavar="DIR", default="build",
+                        help="where the guest's images are made and kept (default: the build directory; installed: "
+                             "/var/cache/understudy)")
+    parser.add_argument("--understudy", metavar="PROGRAM", help="the program to measure (default: DIR/understudy)")
+    return parser.parse_args(argv)
+
+
+def main():
+    missing = [name for name in ("qemu-system-x86_64", "ip", "nsenter") if not shutil.which(name)]
+    return frame.run("migrate", parse_options(sys.argv[1:]), "network namespaces", missing, measure, report.table)
+
+
+if __name__ == "__main__":
+    frame.main("migrate", main)

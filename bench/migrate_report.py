@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `understudy bench migrate` says of what it measured: medians, ratios, a table."""
+import statistics
+
+MEASURES = ("total_s", "downtime_ms", "console_gap_ms", "wire_bytes", "throughput_bytes_per_s")
+NAMES = {"understudy": "understudy (TLS 1.3)", "qemu": "QEMU", "qemu-multifd": "QEMU, multifd", "qemu-tls": "QEMU, TLS",
+         "qemu-multifd-tls": "QEMU, multifd + TLS"}
+
+
+def median_of(moves, key):
+    values = [move[key] for move in moves if move.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def medians(moves):
+    result = {key: median_of(moves, key) for key in MEASURES}
+    told = [move["told"] for move in moves]
+    result["told"] = {key: median_of(told, key) for key in ("total_s", "downtime_ms", "bytes")}
+    result["downtime_max_ms"] = max(move["downtime_ms"] for move in moves)
+    parts = [one["downtime_parts_ms"] for one in told if one.get("downtime_parts_ms")]
+    if parts:
+        result["downtime_parts_ms"] = {key: median_of(parts, key) for key in parts[0]}
+    return result
+
+
+def ratio(a, b):
+    return a / b if a is not None and b else None
+
+
+def summarise(row):
+    """Medians of every variant, and ours divided by each of QEMU's."""
+    for variant in row["variants"].values():
+        variant["median"] = medians(variant["moves"]) if variant["moves"] else None
+    ours = row["variants"].get("understudy", {}).get("median")
+    row["ratios"] = {}
+    for name, variant in row["variants"].items():
+        other = variant["median"]
+        if name == "understudy" or not ours or not other:
+            continue
+        row["ratios"][name] = {
+            "total": ratio(ours["total_s"], other["total_s"]),
+            "told_total": ratio(ours["told"]["total_s"], other["told"]["total_s"]),
+            "downtime": ratio(ours["downtime_ms"], other["downtime_ms"]),
+            "wire_bytes": ratio(ours["wire_bytes"], other["wire_bytes"])}
+
+
+def cell(value, form, width):
+    return f"{'-' if value is None else format(value, form):>{width}}"
+
+
+def variant_line(name, variant, ratios):
+    of = variant["median"]
+    if not of:
+        return f"  {NAMES[name]:<22} {variant['failed'][0].splitlines()[0][:90] if variant['failed'] else 'not measured'}"
+    mine = ratios.get(name, {})
+    failed = f"   {len(variant['failed'])} failed" if variant["failed"] else ""
+    return (f"  {NAMES[name]:<22}{cell(of['total_s'], '.2f', 8)}{cell(of['told']['total_s'], '.2f', 8)}"
+            f"{cell(of['downtime_ms'], '.1f', 10)}{cell(of['downtime_max_ms'], '.1f', 8)}"
+            f"{cell(of['told']['downtime_ms'], '.1f', 8)}{cell(of['console_gap_ms'], '.0f', 8)}"
+            f"{cell(of['wire_bytes'] / 1e6, '.0f', 9)}{cell(of['throughput_bytes_per_s'] / 1e6, '.0f', 7)}"
+            f"{cell(mine.get('total'), '.2f', 9)}{cell(mine.get('told_total'), '.2f', 7)}"
+            f"{cell(mine.get('downtime'), '.2f', 9)}{failed}")
+
+
+def row_lines(row):
+    load = f"dirtying {row['dirty_bytes_per_s'] / 1e6:.0f} MB/s" if row["dirty_bytes_per_s"] else "idle"
+    measured = row["dirty_bytes_per_s_measured"]
+    lines = ["", f"{row['memory_bytes'] / 2**30:g} GiB of memory that does not compress, {load}"
+             + (f" (QEMU samples {measured / 1e6:.0f})" if row["dirty_bytes_per_s"] else "")
+             + f", medians of {row['rounds']}",
+             f"  {'':<22}{'total s':>8}{'told':>8}{'down ms':>10}{'max':>8}{'told':>8}{'gap':>8}{'wire MB':>9}{'MB/s':>7}"
+             f"{'total:':>9}{'told:':>7}{'down:':>9}"]
+    lines += [variant_line(name, variant, row["ratios"]) for name, variant in row["variants"].items()]
+    ours = row["variants"].get("understudy", {}).get("median") or {}
+    if ours.get("downtime_parts_ms"):
+        lines.append("  our downtime: " + ", ".join(f"{name} {value:.1f}" for name, value in ours["downtime_parts_ms"].items()
+                                                    if value is not None) + " ms")
+    return lines
+
+
+def table(result):
+    where, options = result["environment"], result["options"]
+    lines = [f"{where['cpu']}, {where['cores']} cores, {where['kernel']}, {where['qemu']}, {where['accelerator']}, "
+             f"load {where['load_average_before'][0]:.1f} to {where['load_average_after'][0]:.1f}",
+             f"--max-downtime {options['max_downtime']} ms (QEMU: downtime-limit), {options['lanes']} lanes (QEMU: multifd-channels)"]
+    for row in result["rows"]:
+        lines += row_lines(row)
+    lines += ["", "total: from the order, the start of the destination's QEMU included, to the guest running there; down: the "
+              "source's last", "STOP to the destination's RESUME, as the QEMUs say; told: as the engine or query-migrate says; "
+              "gap: between two ticks", "on the guest's console; wire: both ways, headers included; total:, told:, down: "
+              "ours divided by that row's"]
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `understudy bench protect` says of what it measured: ratios, a table, the machine."""
+import os
+import re
+import statistics
+import subprocess
+import time
+
+from understudy_test import has_hardware_virtualisation
+
+
+class Screen:
+    """Progress, apart from the results."""
+
+    def __init__(self, to):
+        self.to, self.began = to, time.monotonic()
+
+    def say(self, text):
+        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", file=self.to, flush=True)
+
+
+def accelerator():
+    return "kvm" if has_hardware_virtualisation() else "tcg"
+
+
+def environment():
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"^model name\s*:\s*(.*)$", file.read(), re.M)
+    version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, timeout=20).stdout
+    return {"cpu": model.group(1) if model else "unknown", "cores": len(os.sched_getaffinity(0)),
+            "kernel": " ".join(os.uname()[:3:2]), "qemu": version.partition("\n")[0],
+            "accelerator": accelerator(), "load_average_before": os.getloadavg()}
+
+
+def options_of(options):
+    return {key: getattr(options, key) for key in ("clients", "requests", "interval", "fsync", "kills", "quick")}
+
+
+def ratio(a, b):
+    return a / b if b else None
+
+
+def bytes_of_page(row):
+    """What one page cost on the wire; rows differ in how many checkpoints they had time for."""
+    return ratio(sum(row["encoders"]["bytes"].values()), sum(row["encoders"]["pages"].values()))
+
+
+def computed_for_pages(encoders):
+    """By the engine's own count of what whole pages would have been."""
+    sent = sum(encoders["bytes"].values())
+    return ratio(sent + encoders["saved_against_whole"], sent)
+
+
+def summary(result):
+    """Everything is a ratio to, or a difference from, the unprotected guest of this run."""
+    rows = result["rows"]
+    base, one = rows["unprotected"]["redis"], rows["one-unprotected"]["redis"]
+    gaps = [one_kill["gap_ms"] for one_kill in result["takeovers"]]
+    return {
+        "throughput_ratio": {name: ratio(rows[name]["redis"]["rps"], base["rps"])
+                             for name in ("protected", "whole-pages")},
+        "latency_ratio": {name: {key: ratio(rows[name]["redis"][f"{key}_latency_ms"], base[f"{key}_latency_ms"])
+                                 for key in ("p50", "p99")} for name in ("protected", "whole-pages")},
+        "delta_factor_measured": ratio(rows["whole-pages"]["wire_bytes"], rows["protected"]["wire_bytes"]),
+        "delta_factor_measured_pages": ratio(bytes_of_page(rows["whole-pages"]), bytes_of_page(rows["protected"])),
+        "delta_factor_computed_pages": computed_for_pages(rows["protected"]["encoders"]),
+        "delta_factor_computed": rows["protected"]["delta_factor_computed"],
+        "one_client_added_p50_ms": {name: rows[f"one-{name}"]["redis"]["p50_latency_ms"] - one["p50_latency_ms"]
+                                    for name in ("fixed", "eager")},
+        "takeover_gap_ms": {"median": statistics.median(gaps), "max": max(gaps)} if gaps else None,
+    }
+
+
+def redis_line(name, row, base):
+    of = row["redis"]
+    return (f"  {name:<22}{of['rps']:>9.0f}{ratio(of['rps'], base['rps']):>9.3f}{of['p50_latency_ms']:>10.2f}"
+            f"{of['p99_latency_ms']:>10.2f}{of['p50_latency_ms'] - base['p50_latency_ms']:>+12.2f}")
+
+
+def engine_line(name, row):
+    delay = row["output"]["delay_ms"]
+    return (f"  {name:<22}{row['wire_bytes_per_s'] / 1e6:>8.2f}{row['wire_bytes_per_request'] / 1e3:>8.2f}"
+            f"{row['checkpoints_per_s']:>8.1f}{row['pause_ms']['p50']:>8.2f}{row['pause_ms']['p99']:>8.2f}"
+            f"{row['dirty_pages']['p50']:>8.0f}{delay['p50']:>9.2f}{delay['p99']:>9.2f}")
+
+
+def encoder_line(name, row):
+    encoders = row["encoders"]
+    parts = [f"{kind} {encoders['pages'][kind]} pages {encoders['bytes'][kind] / 1e6:.2f} MB"
+             for kind in ("raw", "lz4", "delta", "same", "zero") if encoders["pages"][kind]]
+    state, other, checkpoints = row["device_state"], row["other_bytes"], max(row["checkpoints"], 1)
+    return (f"  {name:<22}{', '.join(parts)}\n  {'':<22}disk {row['disk_payload_bytes'] / 1e6:.2f} MB, device state "
+            f"{state['payload_bytes'] / 1e6:.2f} MB ({state['payload_bytes'] / 1e3 / checkpoints:.1f} kB a checkpoint, of "
+            f"{state['bytes'] / 1e3 / checkpoints:.0f}), all else {other / 1e6:.2f} MB ({other / 1e3 / checkpoints:.1f})")
+
+
+def table(result):
+    rows, summed, where = result["rows"], result["summary"], result["environment"]
+    options = result["options"]
+    many = [("protected", "protected"), ("pages always whole", "whole-pages")]
+    one = [("fixed interval", "one-fixed"), ("eager", "one-eager")]
+    head = f"  {'':<22}{'SET/s':>9}{'ratio':>9}{'p50 ms':>10}{'p99 ms':>10}{'p50 added':>12}"
+    lines = [f"{where['cpu']}, {where['cores']} cores, {where['kernel']}, {where['qemu']}, {where['accelerator']}, "
+             f"load {where['load_average_before'][0]:.1f} to {where['load_average_after'][0]:.1f}", "",
+             f"Redis, fsync {options['fsync']}, {options['clients']} clients, a checkpoint every "
+             f"{options['interval']} ms", head,
+             redis_line("unprotected", rows["unprotected"], rows["unprotected"]["redis"])]
+    lines += [redis_line(name, rows[key], rows["unprotected"]["redis"]) for name, key in many]
+    lines += ["", "Redis, fsync everysec, 1 client", head,
+              redis_line("unprotected", rows["one-unprotected"], rows["one-unprotected"]["redis"])]
+    lines += [redis_line(name, rows[key], rows["one-unprotected"]["redis"]) for name, key in one]
+    lines += ["", "The engine", f"  {'':<22}{'MB/s':>8}{'kB/SET':>8}{'ckpt/s':>8}{'pause50':>8}{'99 ms':>8}{'dirty50':>8}"
+              f"{'delay50':>9}{'99 ms':>9}"]
+    lines += [engine_line(f"{rows[key]['clients']} clients, {name}" if key in ("protected", "whole-pages")
+                          else f"1 client, {name}", rows[key]) for name, key in many + one]
+    lines += ["", "What was on the wire"] + [encoder_line(name, rows[key]) for name, key in many]
+    lines += [f"  delta against whole pages with lz4, measured: {summed['delta_factor_measured_pages']:.2f} times fewer bytes "
+              f"a page, {summed['delta_factor_measured']:.2f} times fewer of all bytes for as many requests",
+              f"  by the engine's own count: {summed['delta_factor_computed_pages']:.2f} times fewer a page, "
+              f"{summed['delta_factor_computed']:.2f} of all bytes"]
+    if summed["takeover_gap_ms"]:
+        detections = [one_kill["takeover_ms"]["detect"] for one_kill in result["takeovers"]]
+        gaps = ", ".join(f"{one_kill['gap_ms']:.0f}" for one_kill in result["takeovers"])
+        lines += ["", f"Takeover, as a client of one connection saw it: median {summed['takeover_gap_ms']['median']:.0f}"
+                  f" ms, longest {summed['takeover_gap_ms']['max']:.0f} ms without an answer ({gaps}), of which silence "
+                  f"before the decision {statistics.median(detections):.0f} ms"]
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_REPLICATOR_ARBITER_BACKEND_H
+#define UNDERSTUDY_REPLICATOR_ARBITER_BACKEND_H
+
+#include "replicator/arbiter.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* What an arbiter's back end is made of. Internal to arbiter*.c and etcd*.c. */
+
+#define ARBITER_OWNER_MAX  64  /* NUL included */
+#define ARBITER_RECORD_MAX 256 /* a record as text */
+
+struct arbiter {
+    const struct arbiter_ops *ops;
+    unsigned timeout_ms; /* for one swap; the back end's own */
+    char uuid[37];
+    char owner[ARBITER_OWNER_MAX];
+};
+
+struct arbiter_ops {
+    /* As arbiter_swap(), which has checked the generations. */
+    int (*swap)(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation);
+    /* Frees the whole back end. */
+    void (*close)(struct arbiter *arbiter);
+};
+
+/* Each gives an arbiter without uuid and owner; arbiter_open() fills those in. */
+int arbiter_file_open(struct arbiter **ret_arbiter, const char *path);
+int arbiter_etcd_open(struct arbiter **ret_arbiter, const struct etcd_config *config);
+
+/* The register's content: a JSON object of uuid, generation and owner. Owner and generation together are the
+ * name of one attempt to win, by which its author knows it again when the answer was lost. */
+struct arbiter_record {
+    uint64_t generation; /* 0: there is no register yet */
+    char owner[ARBITER_OWNER_MAX];
+};
+
+/* The text's length. */
+size_t arbiter_record_print(const struct arbiter *arbiter, uint64_t generation,
+                            char ret_text[ARBITER_RECORD_MAX]);
+/* -EBADMSG: damaged, or another machine's. White space around the object is fine. */
+int arbiter_record_parse(const struct arbiter *arbiter, const char *text, size_t length,
+                         struct arbiter_record *ret_record);
+
+/* What a register's content means to who wants `to` for `from`. */
+enum arbiter_verdict {
+    ARBITER_VERDICT_FREE, /* may be swapped */
+    ARBITER_VERDICT_OURS, /* we hold `to` */
+    ARBITER_VERDICT_TAKEN,
+};
+enum arbiter_verdict arbiter_judge(const struct arbiter *arbiter, const struct arbiter_record *record,
+                                   uint64_t from, uint64_t to);
+
+#endif
