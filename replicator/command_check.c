@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/scope.h"
+#include "replicator/guest_driver.h"
 #include "vmm/qemu/qemu.h"
 
 #include <errno.h>
@@ -14,9 +15,8 @@ static const char *const verdicts[] = {
 
 struct subject {
     char qmp_path[256];
-    struct config *config; /* a bare socket or domain has none */
-    struct qemu_domain domain;
-    bool libvirt; /* `domain` is what is meant */
+    struct config *config;     /* a bare socket or domain has none */
+    struct qemu_domain domain; /* its name is set if that is what is meant */
 };
 
 /* The argument is a QMP socket, a configuration, or, where there is none of that name, libvirt's domain. */
@@ -31,28 +31,22 @@ static int find_subject(const struct command_line *line, struct subject *ret_sub
     int r = config_path(line->config, path, sizeof path);
     if (r == 0 && !strchr(line->config, '/') && stat(path, &status) < 0 && errno == ENOENT) {
         ret_subject->domain = (struct qemu_domain){.name = line->config};
-        ret_subject->libvirt = true;
         return 0;
     }
     if (r == 0)
         r = config_load(path, line->host, &ret_subject->config);
     if (r < 0)
         return r;
-    const struct config *config = ret_subject->config;
-    ret_subject->libvirt = config_domain(config, &ret_subject->domain);
-    ret_subject->domain.machine = NULL; /* looking leaves no mark */
-    if (!ret_subject->libvirt)
-        snprintf(ret_subject->qmp_path, sizeof ret_subject->qmp_path, "%s", config->self.qmp);
     return 0;
 }
 
 int command_check(int argc, char **argv)
 {
-    static const char help[] =
-        "Usage: understudy check QMP-SOCKET|CONFIG|DOMAIN [--host NAME] [--json]\n\n"
-        "Say whether a running QEMU can be protected, and what stands in the way; the guest is not touched.\n"
-        "A name without a configuration is a domain of libvirt's (qemu:///system).\n"
-        "Exit code 4: something refuses.\n";
+    static const char help[] = "Usage: understudy check QMP-SOCKET|CONFIG|DOMAIN [--host NAME] [--json]\n\n"
+                               "Say whether a running guest can be protected, and what stands in the way; "
+                               "the guest is not touched.\n"
+                               "A name without a configuration is a domain of libvirt's (qemu:///system).\n"
+                               "Exit code 4: something refuses.\n";
     struct command_line line;
     int code = command_parse(argc, argv, "hj", &line);
     if (code != EXIT_OK)
@@ -69,10 +63,12 @@ int command_check(int argc, char **argv)
         fprintf(stderr, "understudy check: %s\n", error_text());
         return EXIT_USAGE;
     }
-    const char *const *shared_disks =
-        subject.config ? (const char *const *)subject.config->shared_disks : NULL;
-    r = subject.libvirt ? qemu_preflight_domain(&subject.domain, shared_disks, &findings, &count)
-                        : qemu_preflight(subject.qmp_path, shared_disks, &findings, &count);
+    if (subject.config)
+        r = guest_check(subject.config, &findings, &count);
+    else if (subject.domain.name)
+        r = qemu_preflight_domain(&subject.domain, NULL, &findings, &count);
+    else
+        r = qemu_preflight(subject.qmp_path, NULL, &findings, &count);
     config_free(subject.config);
     if (r < 0) {
         fprintf(stderr, "understudy check: %s\n", error_text());

@@ -9,6 +9,7 @@
 #include "vmm/kvm/state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/kvm.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -63,7 +64,8 @@ static void runner_begin(struct runner *runner, unsigned cpus, const char *comma
     runner->output = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->output >= 0);
     runner->machine = new_machine(runner);
-    if (machine_boot(runner->machine, BARE_GUEST, command_line) < 0)
+    int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
+    if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
         fail_msg("%s", error_text());
 }
 

@@ -7,10 +7,9 @@
 
 #include <elf.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 /*
  * Direct boot of an ELF kernel by its PVH entry: Xen's "x86/HVM direct boot ABI" (docs/misc/pvh.pandoc and
@@ -107,12 +106,9 @@ static int find_entry(int fd, const char *path, const Elf64_Phdr *segment, uint3
     return 0;
 }
 
-static int load_kernel(struct machine *machine, const char *path, uint32_t *ret_entry)
+static int load_kernel(struct machine *machine, int fd, const char *path, uint32_t *ret_entry)
 {
-    int fd cleanup_close = open(path, O_RDONLY | O_CLOEXEC);
     Elf64_Ehdr elf;
-    if (fd < 0)
-        return error_errno(-errno, "kernel %s", path);
     int r = read_at(fd, path, &elf, sizeof elf, 0);
     if (r < 0)
         return r;
@@ -199,10 +195,10 @@ static int set_registers(struct vcpu *vcpu, uint32_t entry)
     return r < 0 ? r : connect_pic(vcpu);
 }
 
-int machine_boot(struct machine *machine, const char *kernel_path, const char *command_line)
+int machine_boot(struct machine *machine, int fd, const char *path, const char *command_line)
 {
     uint32_t entry = 0;
-    int r = load_kernel(machine, kernel_path, &entry);
+    int r = load_kernel(machine, fd, path, &entry);
     if (r == 0)
         r = write_start_info(machine, command_line);
     return r < 0 ? r : set_registers(&machine->vcpus[0], entry);

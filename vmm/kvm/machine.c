@@ -336,6 +336,11 @@ size_t machine_dirty_bytes(const struct machine *machine)
     return words * sizeof(uint64_t);
 }
 
+bool machine_tracked(const struct machine *machine)
+{
+    return machine->tracked;
+}
+
 void machine_untrack(struct machine *machine)
 {
     for (unsigned i = 0; machine->tracked && i < machine->memory.slot_count; i++)

@@ -44,8 +44,9 @@ int machine_new(struct machine **ret_machine, const struct machine_config *confi
 /* The vCPUs are stopped for good. Takes NULL. */
 void machine_free(struct machine *machine);
 
-/* Put the kernel into memory (an ELF with a PVH entry) and vCPU 0 before its first instruction. */
-int machine_boot(struct machine *machine, const char *kernel_path, const char *command_line);
+/* Put the kernel (an ELF with a PVH entry, open as `fd`) into memory and vCPU 0 before its first instruction.
+ */
+int machine_boot(struct machine *machine, int fd, const char *path, const char *command_line);
 
 /* Let vCPUs and devices go on; not a guest that is over. Stop them: afterwards no vCPU is in the guest or
  * handles an exit, each has completed what it was doing for the guest, and the devices are quiet. Both are
@@ -77,6 +78,7 @@ void machine_end(struct machine *machine, enum machine_end why, const char *form
 size_t machine_dirty_bytes(const struct machine *machine);
 int machine_track(struct machine *machine);
 void machine_untrack(struct machine *machine);
+bool machine_tracked(const struct machine *machine);
 int machine_dirty(struct machine *machine, bool clear, uint64_t *bitmap);
 
 /* The device state (state.h) of a paused machine, at most machine_state_bytes_max(). */
