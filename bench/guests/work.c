@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest.h"
 #include "io.h"
+#include "registers.h"
 
 /*
  * Theory of operation
@@ -28,6 +29,7 @@
 #define DEAF_MS       5000u /* no interrupt of the timer in so much time that the vCPU was running */
 #define LOOK_MAX_MS   20u   /* of a longer gap between two looks, so much counts as running */
 #define PROGRESS_EACH 10u   /* tick lines to one progress line */
+#define REGISTERS_MS  50u   /* its registers are looked at so often: that costs some exits of the vCPU */
 
 struct account {
     uint64_t rate, since;
@@ -41,6 +43,8 @@ struct worker {
     uint64_t writes, checks, digest;
     uint64_t check_first, check_count, check_at, passes;
     uint64_t looked, deaf, timer;
+    struct registers registers;
+    uint64_t planted;                     /* when its registers were given their values */
     uint64_t counted, ticked, ticks, gap; /* of the first vCPU, who speaks */
 };
 
@@ -156,6 +160,10 @@ static void look(struct worker *w)
     if (gap > w->told->gap)
         w->told->gap = gap;
     maximum(&shared.recent_gap, gap);
+    if (now - w->planted > REGISTERS_MS * guest.tsc_khz) {
+        registers_check(&w->registers, w->cpu);
+        w->planted = now;
+    }
     if (!guest.options.irq_hz)
         return;
     uint64_t timer = __atomic_load_n(&w->told->timer, __ATOMIC_RELAXED);
@@ -274,7 +282,9 @@ static void worker_start(struct worker *w, unsigned cpu)
         .looked = now,
         .counted = now,
         .ticked = now,
+        .planted = now,
     };
+    registers_start(&w->registers, cpu, guest.options.avx);
     if (w->writing.rate != OPTIONS_UNLIMITED)
         w->writing.rate /= cpus;
     if (w->checking.rate != OPTIONS_UNLIMITED)
