@@ -20,8 +20,9 @@
  * vCPU that wrote it, since the digest depends on each page that was overwritten, and the count of writes is
  * kept in memory and on the stack.
  *
- * Passes are made in step: nobody begins the next while another is in the last one. "pass N" is said when all
- * are through, and so the second such line after a takeover speaks of a pass that began after it.
+ * Passes are made in step: nobody begins the next while another is in the last one. "pass N" is said at its
+ * end, though not more often than a tick is, and so the second such line after a takeover speaks of a pass
+ * that began after it.
  */
 
 #define BATCH         64u   /* writes or checks between two looks at the time, if there is no limit */
@@ -44,8 +45,8 @@ struct worker {
     uint64_t check_first, check_count, check_at, passes;
     uint64_t looked, deaf, timer;
     struct registers registers;
-    uint64_t planted;                     /* when its registers were given their values */
-    uint64_t counted, ticked, ticks, gap; /* of the first vCPU, who speaks */
+    uint64_t planted;                           /* when its registers were given their values */
+    uint64_t counted, ticked, ticks, told_pass; /* of the first vCPU, who speaks */
 };
 
 static struct {
@@ -217,8 +218,11 @@ static void count_and_tell(struct worker *w)
         pass = own < pass ? own : pass;
     }
     if (pass > shared.pass) {
-        say("pass %lu ok %lu", pass, guest.pages);
         __atomic_store_n(&shared.pass, pass, __ATOMIC_RELEASE);
+        if (w->looked - w->told_pass >= guest.options.tick_ms * guest.tsc_khz) {
+            w->told_pass = w->looked;
+            say("pass %lu ok %lu", pass, guest.pages);
+        }
     }
     if (w->looked - w->ticked >= guest.options.tick_ms * guest.tsc_khz) {
         w->ticked = w->looked;
