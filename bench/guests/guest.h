@@ -36,8 +36,9 @@ static inline uint64_t tsc_read(void)
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high)::"memory");
     return (uint64_t)high << 32 | low;
 }
-/* Its frequency: `given` if not 0, what the hypervisor says, or measured against the PIT in 10 ms. */
-uint64_t tsc_frequency_khz(uint64_t given);
+/* Its frequency: `given` if not 0, what the hypervisor or processor says, or measured against the PIT in 10
+ * ms. */
+uint64_t tsc_frequency_khz(uint64_t given, const char **ret_source);
 
 /* main.c */
 struct guest {

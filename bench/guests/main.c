@@ -76,9 +76,11 @@ void guest_cpu_main(unsigned cpu)
 
 void guest_main(const struct start_info *info)
 {
+    const char *source;
     read_options(start_cmdline(info));
     lay_out(info);
-    guest.tsc_khz = tsc_frequency_khz(guest.options.tsc_khz);
+    guest.tsc_khz = tsc_frequency_khz(guest.options.tsc_khz, &source);
+    say("clock tsc_khz %lu %s", guest.tsc_khz, source);
     cpus_ready(0);
     cpus_start((unsigned)guest.options.cpus);
     announce();

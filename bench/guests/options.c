@@ -112,6 +112,8 @@ static bool set(struct options *options, struct value key, struct value value, u
         return flag(value, &options->fill);
     if (is(key, "oracle"))
         return flag(value, &options->oracle);
+    if (is(key, "avx"))
+        return flag(value, &options->avx);
     if (is(key, "block"))
         return name(value, options->block, sizeof options->block);
     if (is(key, "order") && choice(value, orders, &chosen)) {

@@ -30,6 +30,7 @@ struct options {
     enum workload_data data;
     bool fill;
     bool oracle;
+    bool avx;
     char block[OPTIONS_BLOCK_SIZE];
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest.h"
 #include "io.h"
+#include "registers.h"
 
 /*
  * Theory of operation
@@ -19,8 +20,9 @@
  * vCPU that wrote it, since the digest depends on each page that was overwritten, and the count of writes is
  * kept in memory and on the stack.
  *
- * Passes are made in step: nobody begins the next while another is in the last one. "pass N" is said when all
- * are through, and so the second such line after a takeover speaks of a pass that began after it.
+ * Passes are made in step: nobody begins the next while another is in the last one. "pass N" is said at its
+ * end, though not more often than a tick is, and so the second such line after a takeover speaks of a pass
+ * that began after it.
  */
 
 #define BATCH         64u   /* writes or checks between two looks at the time, if there is no limit */
@@ -28,6 +30,7 @@
 #define DEAF_MS       5000u /* no interrupt of the timer in so much time that the vCPU was running */
 #define LOOK_MAX_MS   20u   /* of a longer gap between two looks, so much counts as running */
 #define PROGRESS_EACH 10u   /* tick lines to one progress line */
+#define REGISTERS_MS  50u   /* its registers are looked at so often: that costs some exits of the vCPU */
 
 struct account {
     uint64_t rate, since;
@@ -41,7 +44,9 @@ struct worker {
     uint64_t writes, checks, digest;
     uint64_t check_first, check_count, check_at, passes;
     uint64_t looked, deaf, timer;
-    uint64_t counted, ticked, ticks, gap; /* of the first vCPU, who speaks */
+    struct registers registers;
+    uint64_t planted;                           /* when its registers were given their values */
+    uint64_t counted, ticked, ticks, told_pass; /* of the first vCPU, who speaks */
 };
 
 static struct {
@@ -156,6 +161,10 @@ static void look(struct worker *w)
     if (gap > w->told->gap)
         w->told->gap = gap;
     maximum(&shared.recent_gap, gap);
+    if (now - w->planted > REGISTERS_MS * guest.tsc_khz) {
+        registers_check(&w->registers, w->cpu);
+        w->planted = now;
+    }
     if (!guest.options.irq_hz)
         return;
     uint64_t timer = __atomic_load_n(&w->told->timer, __ATOMIC_RELAXED);
@@ -209,8 +218,11 @@ static void count_and_tell(struct worker *w)
         pass = own < pass ? own : pass;
     }
     if (pass > shared.pass) {
-        say("pass %lu ok %lu", pass, guest.pages);
         __atomic_store_n(&shared.pass, pass, __ATOMIC_RELEASE);
+        if (w->looked - w->told_pass >= guest.options.tick_ms * guest.tsc_khz) {
+            w->told_pass = w->looked;
+            say("pass %lu ok %lu", pass, guest.pages);
+        }
     }
     if (w->looked - w->ticked >= guest.options.tick_ms * guest.tsc_khz) {
         w->ticked = w->looked;
@@ -274,7 +286,9 @@ static void worker_start(struct worker *w, unsigned cpu)
         .looked = now,
         .counted = now,
         .ticked = now,
+        .planted = now,
     };
+    registers_start(&w->registers, cpu, guest.options.avx);
     if (w->writing.rate != OPTIONS_UNLIMITED)
         w->writing.rate /= cpus;
     if (w->checking.rate != OPTIONS_UNLIMITED)

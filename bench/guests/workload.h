@@ -24,8 +24,8 @@
 #define WORKLOAD_LINES      (WORKLOAD_PAGE_BYTES / WORKLOAD_LINE_BYTES)
 
 enum workload_data {
-    WORKLOAD_RANDOM, /* does not compress */
-    WORKLOAD_TEXT,   /* words of English: compresses about three to one */
+    WORKLOAD_RANDOM, /* does not compress; lines do by a tenth, as each names itself */
+    WORKLOAD_TEXT,   /* words of English: compresses two to three times */
     WORKLOAD_ZERO,   /* all zeros every other time, so that a write that was lost still shows; text between */
 };
 
