@@ -21,7 +21,7 @@ struct vcpu {
     int fd;
     struct kvm_run *run; /* the kernel's, run_bytes long */
     pthread_t thread;
-    bool threaded;
+    bool threaded, arrived; /* the latter under the lock */
 };
 
 struct cpuid_table {

@@ -118,6 +118,11 @@ static void *run_vcpu(void *argument)
     char name[16];
     snprintf(name, sizeof name, "vcpu-%u", vcpu->index);
     pthread_setname_np(pthread_self(), name);
+    {
+        scope_lock(&vcpu->machine->lock);
+        vcpu->arrived = true;
+        pthread_cond_broadcast(&vcpu->machine->changed);
+    }
     while (go_inside(vcpu)) {
         for (;;) {
             if (ioctl(vcpu->fd, KVM_RUN, 0) == 0) {
@@ -172,6 +177,10 @@ int vcpu_start(struct vcpu *vcpu)
     int r = pthread_create(&vcpu->thread, NULL, run_vcpu, vcpu);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     vcpu->threaded = r == 0;
+    /* A thread that still begins makes system calls that confinement will not allow. */
+    scope_lock(&vcpu->machine->lock);
+    while (vcpu->threaded && !vcpu->arrived)
+        pthread_cond_wait(&vcpu->machine->changed, &vcpu->machine->lock);
     return r ? error_errno(-r, "thread of vCPU %u", vcpu->index) : 0;
 }
 
