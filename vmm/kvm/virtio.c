@@ -473,7 +473,8 @@ void virtio_init(struct virtio *virtio, const struct virtio_kind *kind, const st
     virtio->interrupt = place->interrupt;
     pthread_mutex_init(&virtio->interrupt_lock, NULL);
     virtio->features = features | VIRTIO_F_INDIRECT | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1;
-    memcpy(virtio->config, config, config_bytes);
+    if (config_bytes)
+        memcpy(virtio->config, config, config_bytes);
     virtio->config_bytes = config_bytes;
     for (unsigned i = 0; i < kind->queue_count; i++)
         virtio->queues[i] = (struct virtqueue){.memory = place->memory, .size_max = kind->queue_size};

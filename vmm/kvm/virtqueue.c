@@ -21,8 +21,9 @@
  * us.
  *
  * used_event and avail_event (with event_idx) are where the other side wants to be told. Telling races with
- * going to sleep: each side first publishes where it wants to be told, then looks once more, with a full
- * barrier in between (virtqueue_rearm() and the driver's half of virtqueue_wants_signal()).
+ * going to sleep: each side first publishes where it wants to be told, then looks once more. Neither may be
+ * seen before the other, hence sequentially consistent stores and loads of indices (virtqueue_rearm(), and
+ * virtqueue_push() with virtqueue_wants_signal()).
  *
  * What bounds a walk: a chain in the table of the queue has at most `size` descriptors, one in an indirect
  * table at most as many as the table, and both at most VIRTQUEUE_PIECES_MAX. A chain that has more loops.
@@ -82,12 +83,12 @@ static void *area(const struct virtqueue *queue, uint64_t gpa, uint64_t bytes)
 
 static uint16_t load_u16(const struct virtqueue *queue, uint64_t gpa)
 {
-    return __atomic_load_n((const uint16_t *)area(queue, gpa, 2), __ATOMIC_ACQUIRE);
+    return __atomic_load_n((const uint16_t *)area(queue, gpa, 2), __ATOMIC_SEQ_CST);
 }
 
 static void store_u16(struct virtqueue *queue, uint64_t gpa, uint16_t value)
 {
-    __atomic_store_n((uint16_t *)area(queue, gpa, 2), value, __ATOMIC_RELEASE);
+    __atomic_store_n((uint16_t *)area(queue, gpa, 2), value, __ATOMIC_SEQ_CST);
     guest_memory_mark(queue->memory, gpa, 2);
 }
 
@@ -199,13 +200,11 @@ bool virtqueue_rearm(struct virtqueue *queue)
 {
     if (queue->event_idx)
         store_u16(queue, queue->used + RING_AT + 8 * (uint64_t)queue->size, queue->next_available);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return load_u16(queue, queue->available + INDEX_AT) != queue->next_available;
 }
 
 bool virtqueue_wants_signal(struct virtqueue *queue)
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!queue->event_idx)
         return !(load_u16(queue, queue->available) & NO_INTERRUPT);
     uint16_t before = queue->signalled, now = queue->next_used;
