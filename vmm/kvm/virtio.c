@@ -99,6 +99,21 @@ int virtio_peek(struct virtio *virtio, unsigned queue, struct virtqueue_chain *r
     return rc > 0;
 }
 
+bool virtio_work_queue(struct virtio *virtio, unsigned number, int (*one)(struct virtio *))
+{
+    struct virtqueue *queue = &virtio->queues[number];
+    uint16_t before = queue->next_used;
+    int rc = 1;
+    for (unsigned left = queue->size_max; left && rc > 0; left--)
+        rc = one(virtio);
+    if (virtio_queue_runs(virtio, number)) {
+        bool more = virtqueue_rearm(queue);
+        if (rc > 0 || (rc == 0 && more))
+            io_ask(&virtio->work);
+    }
+    return queue->next_used != before;
+}
+
 static void run(struct io_work *work)
 {
     struct virtio *virtio = (struct virtio *)((char *)work - offsetof(struct virtio, work));

@@ -85,6 +85,10 @@ static inline bool virtio_queue_runs(const struct virtio *virtio, unsigned queue
 }
 /* The driver broke the rules (error_text() says how): stop, and ask it for a reset. */
 void virtio_break(struct virtio *virtio);
+/* Work on one queue: call `one` until it returns 0 (the queue is empty, or the device is broken) or -EAGAIN
+ * (not now; something else will ask for work), but not more often than the queue is long, so that a guest
+ * that never stops leaves room for others. Returns whether something was pushed. */
+bool virtio_work_queue(struct virtio *virtio, unsigned queue, int (*one)(struct virtio *));
 /* As virtqueue_peek(), but a queue that broke the rules breaks the device and gives 0. */
 int virtio_peek(struct virtio *virtio, unsigned queue, struct virtqueue_chain *ret_chain);
 /* Tell the driver of what was pushed, if it wants to hear. */

@@ -135,7 +135,7 @@ static void submit(struct block_request *request)
     struct block *block = request->block;
     struct io *io = block->virtio.io;
     uint64_t at = request->offset + request->done;
-    if (request->syncing) {
+    if (request->syncing || request->type == BLOCK_FLUSH) {
         io_fdatasync(io, &request->io, block->fd);
     } else if (request->type == BLOCK_IN) {
         unsigned count = virtqueue_chain_slice(&request->chain, request->done, request->bytes - request->done,
@@ -301,7 +301,7 @@ static void start(struct block_request *request, const struct request_header *he
         if (block->read_only)
             end(request, BLOCK_OK);
         else
-            io_fdatasync(block->virtio.io, &request->io, block->fd);
+            submit(request);
         break;
     case BLOCK_GET_ID: {
         size_t room = request->chain.in_bytes - 1;
@@ -315,45 +315,44 @@ static void start(struct block_request *request, const struct request_header *he
     }
 }
 
-/* Returns false when it cannot be taken now. */
-static bool take(struct block *block, struct block_request *request)
+static int take_one(struct virtio *virtio)
 {
+    struct block *block = (struct block *)virtio;
+    struct block_request *request = block->unused;
+    if (!request)
+        return -EAGAIN; /* the end of another lets it in */
+    if (!virtio_peek(virtio, 0, &request->chain))
+        return 0;
     struct request_header header;
     struct virtqueue_chain *chain = &request->chain;
     if (chain->out_bytes < sizeof header || chain->in_bytes == 0) {
         error_set(-EPROTO, "request %u: %u bytes to read, %u to write: no request", chain->head,
                   chain->out_bytes, chain->in_bytes);
-        virtio_break(&block->virtio);
-        return false;
+        virtio_break(virtio);
+        return 0;
     }
     virtqueue_chain_read(chain, 0, &header, sizeof header);
     request->type = from_le32(header.type);
     request->bytes = request->type == BLOCK_IN ? chain->in_bytes - 1 : chain->out_bytes - sizeof header;
     if (request->type == BLOCK_OUT && block->copies_bytes && request->bytes <= DATA_BYTES_MAX &&
         request->bytes > COPIES_BYTES_MAX - block->copies_bytes)
-        return false; /* the end of another write lets it in */
+        return -EAGAIN; /* the end of another write lets it in */
     request->offset = request->done = 0;
     request->tries = 0;
     request->changes = request->started = request->syncing = false;
     block->unused = request->next_free;
-    block->virtio.under_way++;
-    virtqueue_advance(&block->virtio.queues[0]);
+    virtio->under_way++;
+    virtqueue_advance(&virtio->queues[0]);
     if (request->bytes > DATA_BYTES_MAX)
         end(request, BLOCK_IOERR);
     else
         start(request, &header);
-    return true;
+    return 1;
 }
 
 static void work(struct virtio *virtio)
 {
-    struct block *block = (struct block *)virtio;
-    do {
-        struct block_request *request;
-        while ((request = block->unused) && virtio_peek(virtio, 0, &request->chain))
-            if (!take(block, request))
-                return;
-    } while (block->unused && virtio_queue_runs(virtio, 0) && virtqueue_rearm(&virtio->queues[0]));
+    virtio_work_queue(virtio, 0, take_one); /* what is pushed was signalled, now or later */
 }
 
 static void free_block(struct virtio *virtio)

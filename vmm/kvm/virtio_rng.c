@@ -13,28 +13,28 @@
  */
 #define ANSWER_BYTES 4096
 
+static int answer_one(struct virtio *virtio)
+{
+    struct virtqueue_chain chain;
+    if (!virtio_peek(virtio, 0, &chain))
+        return 0;
+    uint8_t bytes[ANSWER_BYTES];
+    size_t wanted = chain.in_bytes < sizeof bytes ? chain.in_bytes : sizeof bytes;
+    ssize_t got = getrandom(bytes, wanted, 0);
+    if (chain.out_bytes || wanted == 0 || got < 0) {
+        error_set(-EPROTO, "request %u: nothing to fill", chain.head);
+        virtio_break(virtio);
+        return 0;
+    }
+    virtqueue_advance(&virtio->queues[0]);
+    size_t put = virtqueue_chain_write(&virtio->queues[0], &chain, 0, bytes, (size_t)got);
+    virtqueue_push(&virtio->queues[0], chain.head, (uint32_t)put);
+    return 1;
+}
+
 static void work(struct virtio *virtio)
 {
-    struct virtqueue *queue = &virtio->queues[0];
-    struct virtqueue_chain chain;
-    bool pushed = false;
-    do {
-        while (virtio_peek(virtio, 0, &chain)) {
-            uint8_t bytes[ANSWER_BYTES];
-            size_t wanted = chain.in_bytes < sizeof bytes ? chain.in_bytes : sizeof bytes;
-            ssize_t got = getrandom(bytes, wanted, 0);
-            if (chain.out_bytes || wanted == 0 || got < 0) {
-                error_set(-EPROTO, "request %u: nothing to fill", chain.head);
-                virtio_break(virtio);
-                break;
-            }
-            virtqueue_advance(queue);
-            size_t put = virtqueue_chain_write(queue, &chain, 0, bytes, (size_t)got);
-            virtqueue_push(queue, chain.head, (uint32_t)put);
-            pushed = true;
-        }
-    } while (virtio_queue_runs(virtio, 0) && virtqueue_rearm(queue));
-    if (pushed)
+    if (virtio_work_queue(virtio, 0, answer_one))
         virtio_signal(virtio, 0);
 }
 
