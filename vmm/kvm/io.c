@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/kvm/io.h"
+#include "base/clock.h"
+#include "base/error.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <liburing.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define RING_ENTRIES 256
+
+struct io {
+    struct io_uring ring;
+    bool ring_made;
+    int wake_fd;
+    uint64_t woken; /* where the wake-up's read goes */
+    struct io_request wake;
+    struct io_work *works;
+    pthread_mutex_t lock;
+    pthread_cond_t progress; /* something was done */
+    pthread_t thread;
+    bool threaded, stop; /* stop: atomic */
+};
+
+void io_lock(struct io *io)
+{
+    pthread_mutex_lock(&io->lock);
+}
+
+void io_unlock(struct io *io)
+{
+    pthread_mutex_unlock(&io->lock);
+}
+
+static struct io_uring_sqe *next_sqe(struct io *io)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
+    while (!sqe) {
+        io_uring_submit(&io->ring);
+        sqe = io_uring_get_sqe(&io->ring);
+    }
+    return sqe;
+}
+
+static void wait_for_wake(struct io *io)
+{
+    struct io_uring_sqe *sqe = next_sqe(io);
+    io_uring_prep_read(sqe, io->wake_fd, &io->woken, sizeof io->woken, 0);
+    io_uring_sqe_set_data(sqe, &io->wake);
+}
+
+static void on_wake(struct io_request *request, int result)
+{
+    (void)result;
+    wait_for_wake((struct io *)((char *)request - offsetof(struct io, wake)));
+}
+
+int io_new(struct io **ret_io)
+{
+    struct io *io = calloc(1, sizeof *io);
+    if (!io)
+        return error_set(-ENOMEM, "devices: no memory");
+    io->wake.done = on_wake;
+    pthread_mutex_init(&io->lock, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&io->progress, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    io->wake_fd = eventfd(0, EFD_CLOEXEC);
+    int rc = io->wake_fd < 0 ? -errno : io_uring_queue_init(RING_ENTRIES, &io->ring, 0);
+    io->ring_made = io->wake_fd >= 0 && rc == 0;
+    if (rc) {
+        io_free(io);
+        return error_errno(rc, "devices: io_uring");
+    }
+    wait_for_wake(io);
+    *ret_io = io;
+    return 0;
+}
+
+static void wake(struct io *io)
+{
+    uint64_t one = 1;
+    ssize_t put = write(io->wake_fd, &one, sizeof one);
+    assert(put == sizeof one);
+    (void)put;
+}
+
+void io_free(struct io *io)
+{
+    if (!io)
+        return;
+    if (io->threaded) {
+        __atomic_store_n(&io->stop, true, __ATOMIC_RELEASE);
+        wake(io);
+        pthread_join(io->thread, NULL);
+    }
+    if (io->ring_made)
+        io_uring_queue_exit(&io->ring);
+    if (io->wake_fd >= 0)
+        close(io->wake_fd);
+    pthread_cond_destroy(&io->progress);
+    pthread_mutex_destroy(&io->lock);
+    free(io);
+}
+
+void io_work_add(struct io *io, struct io_work *work)
+{
+    work->io = io;
+    work->next = io->works;
+    io->works = work;
+}
+
+void io_ask(struct io_work *work)
+{
+    if (!__atomic_exchange_n(&work->asked, true, __ATOMIC_ACQ_REL))
+        wake(work->io);
+}
+
+int io_turn(struct io *io, int wait_ms)
+{
+    struct __kernel_timespec wait = {wait_ms / 1000, (wait_ms % 1000) * 1000000ll};
+    struct io_uring_cqe *cqe;
+    int rc = io_uring_submit_and_wait_timeout(&io->ring, &cqe, 1, wait_ms < 0 ? NULL : &wait, NULL);
+    if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EAGAIN && rc != -EBUSY)
+        return error_errno(rc, "devices: io_uring");
+    io_lock(io);
+    while (io_uring_peek_cqe(&io->ring, &cqe) == 0) {
+        struct io_request *request = io_uring_cqe_get_data(cqe);
+        int result = cqe->res;
+        io_uring_cqe_seen(&io->ring, cqe);
+        request->done(request, result);
+    }
+    for (struct io_work *work = io->works; work; work = work->next)
+        if (__atomic_exchange_n(&work->asked, false, __ATOMIC_ACQ_REL))
+            work->run(work);
+    pthread_cond_broadcast(&io->progress);
+    io_unlock(io);
+    return 0;
+}
+
+static void *turn(void *argument)
+{
+    struct io *io = argument;
+    /* A ring that fails now was broken by ourselves; there is nobody whom a return could tell. */
+    while (!__atomic_load_n(&io->stop, __ATOMIC_ACQUIRE))
+        if (io_turn(io, -1))
+            abort();
+    return NULL;
+}
+
+int io_start(struct io *io)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the other threads */
+    int rc = -pthread_create(&io->thread, NULL, turn, io);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc)
+        return error_errno(rc, "devices: start the thread");
+    io->threaded = true;
+    return 0;
+}
+
+int io_wait_zero(struct io *io, const unsigned *count, uint64_t timeout_ns)
+{
+    uint64_t end = clock_now_ns() + timeout_ns;
+    struct timespec until = {(time_t)(end / NS_PER_S), (long)(end % NS_PER_S)};
+    while (*count) {
+        if (clock_now_ns() >= end)
+            return error_set(-ETIMEDOUT, "%u requests are still under way after %llu ms", *count,
+                             (unsigned long long)(timeout_ns / NS_PER_MS));
+        if (io->threaded) {
+            pthread_cond_timedwait(&io->progress, &io->lock, &until);
+        } else {
+            io_unlock(io);
+            int rc = io_turn(io, 10);
+            io_lock(io);
+            if (rc)
+                return rc;
+        }
+    }
+    return 0;
+}
+
+void io_poll(struct io *io, struct io_request *request, int fd, short events)
+{
+    struct io_uring_sqe *sqe = next_sqe(io);
+    io_uring_prep_poll_add(sqe, fd, (unsigned)events);
+    io_uring_sqe_set_data(sqe, request);
+}
+
+void io_readv(struct io *io, struct io_request *request, int fd, const struct iovec *iov, unsigned count,
+              uint64_t offset)
+{
+    struct io_uring_sqe *sqe = next_sqe(io);
+    io_uring_prep_readv(sqe, fd, iov, count, offset);
+    io_uring_sqe_set_data(sqe, request);
+}
+
+void io_write(struct io *io, struct io_request *request, int fd, const void *from, unsigned bytes,
+              uint64_t offset, int rw_flags)
+{
+    struct io_uring_sqe *sqe = next_sqe(io);
+    io_uring_prep_write(sqe, fd, from, bytes, offset);
+    sqe->rw_flags = rw_flags;
+    io_uring_sqe_set_data(sqe, request);
+}
+
+void io_fdatasync(struct io *io, struct io_request *request, int fd)
+{
+    struct io_uring_sqe *sqe = next_sqe(io);
+    io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    io_uring_sqe_set_data(sqe, request);
+}
+
+void io_fallocate(struct io *io, struct io_request *request, int fd, int mode, uint64_t offset,
+                  uint64_t bytes)
+{
+    struct io_uring_sqe *sqe = next_sqe(io);
+    io_uring_prep_fallocate(sqe, fd, mode, offset, bytes);
+    io_uring_sqe_set_data(sqe, request);
+}

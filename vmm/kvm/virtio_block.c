@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/byteorder.h"
+#include "base/error.h"
+#include "base/scope.h"
+#include "vmm/kvm/virtio_block_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+/*
+ * The block device (Virtual I/O Device 1.2, section 5.2) on a raw file or block device, through the page
+ * cache.
+ *
+ * Theory of operation. A request goes through these places; while it is in any, it is under way:
+ *
+ *     queue ──take──► waiting ──► io_uring ──► (sync) ──► teller ──► pushed
+ *                    (a change that overlaps              (a change, while
+ *                     an earlier one)                      somebody is told)
+ *
+ * What is written is copied out of the guest first, so that the disk and whoever is told get the same bytes,
+ * whatever the guest does to its buffer meanwhile. Changes that overlap are made, and told, one after the
+ * other in the order in which they came, so that both end up with the same content. A change comes back to
+ * the guest when it was made and told. It may come back before it is stable, as from any disk with a cache,
+ * unless the driver knows no flush.
+ *
+ * A change that fails leaves the disk with unknown content there. Whoever is told hears that as the loss of
+ * the disk, and copies it again.
+ */
+
+enum { UNMAP = 1 };
+
+#define F_SIZE_MAX     VIRTIO_F(1)
+#define F_SEG_MAX      VIRTIO_F(2)
+#define F_READ_ONLY    VIRTIO_F(5)
+#define F_BLK_SIZE     VIRTIO_F(6)
+#define F_FLUSH        VIRTIO_F(9)
+#define F_DISCARD      VIRTIO_F(13)
+#define F_WRITE_ZEROES VIRTIO_F(14)
+
+#define PIECE_BYTES_MAX 65536u
+#define PIECES_MAX      (BLOCK_QUEUE_SIZE - 2)
+/* What requests of one piece list can carry; more is refused. */
+#define DATA_BYTES_MAX (PIECE_BYTES_MAX * PIECES_MAX)
+/* Copies of what is being written, together. A request alone may be larger. */
+#define COPIES_BYTES_MAX  (32u << 20)
+#define RANGE_SECTORS_MAX (1u << 22)
+#define TRIES_MAX         16
+
+struct request_header {
+    le32 type, reserved;
+    le64 sector;
+};
+static_assert(sizeof(struct request_header) == 16, "as in the specification");
+
+struct range {
+    le64 sector;
+    le32 sectors, flags;
+};
+static_assert(sizeof(struct range) == 16, "as in the specification");
+
+struct config {
+    le64 capacity; /* sectors */
+    le32 size_max, seg_max;
+    uint8_t geometry[4];
+    le32 blk_size;
+    uint8_t topology[8], writeback, unused0;
+    le16 num_queues;
+    le32 max_discard_sectors, max_discard_seg, discard_sector_alignment;
+    le32 max_write_zeroes_sectors, max_write_zeroes_seg;
+    uint8_t write_zeroes_may_unmap, unused1[3];
+} __attribute__((packed));
+static_assert(offsetof(struct config, max_discard_sectors) == 36 && sizeof(struct config) == 60,
+              "as in the specification");
+
+static void proceed(struct block_request *request);
+
+/* --- the end of a request --- */
+
+static void start_waiting(struct block *block);
+
+static void finish(struct block_request *request)
+{
+    struct block *block = request->block;
+    struct virtqueue *queue = &block->virtio.queues[0];
+    bool reads = request->type == BLOCK_IN && request->bytes;
+    bool ok = request->status == BLOCK_OK;
+    if (reads) /* the kernel may have written anywhere in it, even if it failed */
+        virtqueue_chain_mark(queue, &request->chain, 0, request->bytes);
+    virtqueue_chain_write(queue, &request->chain, request->chain.in_bytes - 1, &request->status, 1);
+    uint32_t written = ok ? request->chain.in_bytes : request->chain.in_bytes == 1;
+    virtqueue_push(queue, request->chain.head, written);
+    virtio_signal(&block->virtio, 0);
+
+    if (request->data) {
+        free(request->data);
+        block->copies_bytes -= request->bytes;
+    }
+    request->data = NULL;
+    if (request->changes) {
+        struct block_request **at = &block->changes;
+        while (*at != request)
+            at = &(*at)->next_change;
+        *at = request->next_change;
+    }
+    request->next_free = block->unused;
+    block->unused = request;
+    block->virtio.under_way--;
+    start_waiting(block);
+    io_ask(&block->virtio.work); /* there may be more in the queue than there was room for */
+}
+
+static void end(struct block_request *request, uint8_t status)
+{
+    request->status = status;
+    if (!request->changes || !block_tell_later(request))
+        finish(request);
+}
+
+void block_told(struct block_request *request)
+{
+    finish(request);
+}
+
+/* --- io_uring --- */
+
+static void submit(struct block_request *request)
+{
+    struct block *block = request->block;
+    struct io *io = block->virtio.io;
+    uint64_t at = request->offset + request->done;
+    if (request->syncing || request->type == BLOCK_FLUSH) {
+        io_fdatasync(io, &request->io, block->fd);
+    } else if (request->type == BLOCK_IN) {
+        unsigned count = virtqueue_chain_slice(&request->chain, request->done, request->bytes - request->done,
+                                               request->pieces);
+        io_readv(io, &request->io, block->fd, request->pieces, count, at);
+    } else if (request->type == BLOCK_OUT) {
+        io_write(io, &request->io, block->fd, request->data + request->done,
+                 (unsigned)(request->bytes - request->done), at, 0);
+    } else {
+        io_fallocate(io, &request->io, block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, request->offset,
+                     request->bytes);
+    }
+}
+
+static void on_done(struct io_request *io_request, int result)
+{
+    struct block_request *request =
+        (struct block_request *)((char *)io_request - offsetof(struct block_request, io));
+    bool moves = !request->syncing && (request->type == BLOCK_IN || request->type == BLOCK_OUT);
+    if ((result == -EINTR || result == -EAGAIN) && request->tries++ < TRIES_MAX) {
+        submit(request);
+        return;
+    }
+    if (result < 0 || (moves && result == 0)) { /* 0: the file has become shorter */
+        end(request, BLOCK_IOERR);
+        return;
+    }
+    if (moves)
+        request->done += (uint64_t)result;
+    if (moves && request->done < request->bytes)
+        submit(request);
+    else
+        proceed(request);
+}
+
+/* The disk has done its part. A driver that knows no flush takes what is written for stable. */
+static void proceed(struct block_request *request)
+{
+    if (request->changes && !request->syncing && !(request->block->virtio.accepted & F_FLUSH)) {
+        request->syncing = true;
+        submit(request);
+    } else {
+        end(request, BLOCK_OK);
+    }
+}
+
+/* --- the order of changes --- */
+
+static bool overlap(const struct block_request *a, const struct block_request *b)
+{
+    return a->offset < b->offset + b->bytes && b->offset < a->offset + a->bytes;
+}
+
+static bool must_wait(const struct block_request *request)
+{
+    for (const struct block_request *earlier = request->block->changes; earlier != request;
+         earlier = earlier->next_change)
+        if (overlap(earlier, request))
+            return true;
+    return false;
+}
+
+static void start_waiting(struct block *block)
+{
+    for (struct block_request *request = block->changes; request && block->waiting;
+         request = request->next_change)
+        if (!request->started && !must_wait(request)) {
+            request->started = true;
+            block->waiting--;
+            submit(request);
+        }
+}
+
+static void start_change(struct block_request *request)
+{
+    struct block_request **at = &request->block->changes;
+    while (*at)
+        at = &(*at)->next_change;
+    *at = request;
+    request->next_change = NULL;
+    request->changes = true;
+    request->started = !must_wait(request);
+    if (request->started)
+        submit(request);
+    else
+        request->block->waiting++;
+}
+
+/* --- what the guest asks for --- */
+
+static bool on_disk(const struct block *block, uint64_t sector, uint64_t bytes)
+{
+    return bytes % VMM_DISK_SECTOR == 0 && sector <= block->bytes / VMM_DISK_SECTOR &&
+           bytes <= block->bytes - sector * VMM_DISK_SECTOR;
+}
+
+static void start_data(struct block_request *request, uint64_t sector)
+{
+    struct block *block = request->block;
+    if (!on_disk(block, sector, request->bytes) || (request->type == BLOCK_OUT && block->read_only)) {
+        end(request, BLOCK_IOERR);
+        return;
+    }
+    request->offset = sector * VMM_DISK_SECTOR;
+    if (request->bytes == 0) {
+        end(request, BLOCK_OK);
+    } else if (request->type == BLOCK_IN) {
+        submit(request);
+    } else {
+        request->data = malloc(request->bytes);
+        if (!request->data) {
+            end(request, BLOCK_IOERR);
+            return;
+        }
+        block->copies_bytes += request->bytes;
+        virtqueue_chain_read(&request->chain, sizeof(struct request_header), request->data, request->bytes);
+        start_change(request);
+    }
+}
+
+static void start_range(struct block_request *request)
+{
+    struct block *block = request->block;
+    struct range range;
+    uint64_t feature = request->type == BLOCK_DISCARD ? F_DISCARD : F_WRITE_ZEROES;
+    if (!(block->virtio.accepted & feature)) {
+        end(request, BLOCK_UNSUPPORTED);
+        return;
+    }
+    if (request->bytes != sizeof range) { /* one range is all that we offer */
+        end(request, BLOCK_IOERR);
+        return;
+    }
+    virtqueue_chain_read(&request->chain, sizeof(struct request_header), &range, sizeof range);
+    uint32_t sectors = from_le32(range.sectors), flags = from_le32(range.flags);
+    request->bytes = (uint64_t)sectors * VMM_DISK_SECTOR;
+    if (flags & ~(uint32_t)(request->type == BLOCK_WRITE_ZEROES ? UNMAP : 0)) {
+        end(request, BLOCK_UNSUPPORTED);
+    } else if (sectors > RANGE_SECTORS_MAX || !on_disk(block, from_le64(range.sector), request->bytes)) {
+        end(request, BLOCK_IOERR);
+    } else if (sectors == 0) {
+        end(request, BLOCK_OK);
+    } else {
+        request->offset = from_le64(range.sector) * VMM_DISK_SECTOR;
+        start_change(request);
+    }
+}
+
+static void start(struct block_request *request, const struct request_header *header)
+{
+    struct block *block = request->block;
+    struct virtqueue *queue = &block->virtio.queues[0];
+    switch (request->type) {
+    case BLOCK_IN:
+    case BLOCK_OUT:
+        start_data(request, from_le64(header->sector));
+        break;
+    case BLOCK_DISCARD:
+    case BLOCK_WRITE_ZEROES:
+        start_range(request);
+        break;
+    case BLOCK_FLUSH:
+        if (block->read_only)
+            end(request, BLOCK_OK);
+        else
+            submit(request);
+        break;
+    case BLOCK_GET_ID: {
+        size_t room = request->chain.in_bytes - 1;
+        virtqueue_chain_write(queue, &request->chain, 0, block->id,
+                              room < sizeof block->id ? room : sizeof block->id);
+        end(request, BLOCK_OK);
+        break;
+    }
+    default:
+        end(request, BLOCK_UNSUPPORTED);
+    }
+}
+
+static int take_one(struct virtio *virtio)
+{
+    struct block *block = (struct block *)virtio;
+    struct block_request *request = block->unused;
+    if (!request)
+        return -EAGAIN; /* the end of another lets it in */
+    if (!virtio_peek(virtio, 0, &request->chain))
+        return 0;
+    struct request_header header;
+    struct virtqueue_chain *chain = &request->chain;
+    if (chain->out_bytes < sizeof header || chain->in_bytes == 0) {
+        error_set(-EPROTO, "request %u: %u bytes to read, %u to write: no request", chain->head,
+                  chain->out_bytes, chain->in_bytes);
+        virtio_break(virtio);
+        return 0;
+    }
+    virtqueue_chain_read(chain, 0, &header, sizeof header);
+    request->type = from_le32(header.type);
+    request->bytes = request->type == BLOCK_IN ? chain->in_bytes - 1 : chain->out_bytes - sizeof header;
+    if (request->type == BLOCK_OUT && block->copies_bytes && request->bytes <= DATA_BYTES_MAX &&
+        request->bytes > COPIES_BYTES_MAX - block->copies_bytes)
+        return -EAGAIN; /* the end of another write lets it in */
+    request->offset = request->done = 0;
+    request->tries = 0;
+    request->changes = request->started = request->syncing = false;
+    block->unused = request->next_free;
+    virtio->under_way++;
+    virtqueue_advance(&virtio->queues[0]);
+    if (request->bytes > DATA_BYTES_MAX)
+        end(request, BLOCK_IOERR);
+    else
+        start(request, &header);
+    return 1;
+}
+
+static void work(struct virtio *virtio)
+{
+    virtio_work_queue(virtio, 0, take_one); /* what is pushed was signalled, now or later */
+}
+
+static void free_block(struct virtio *virtio)
+{
+    struct block *block = (struct block *)virtio;
+    block_tell_end(block);
+    for (unsigned i = 0; i < BLOCK_QUEUE_SIZE; i++)
+        free(block->requests[i].data);
+    if (block->fd >= 0)
+        close(block->fd);
+}
+
+static const struct virtio_kind kind = {
+    .name = "virtio-block",
+    .device_id = 2,
+    .record_type = RECORD_VIRTIO_BLOCK,
+    .queue_count = 1,
+    .queue_size = BLOCK_QUEUE_SIZE,
+    .work = work,
+    .free = free_block,
+};
+
+static int find_size(int fd, const char *name, uint64_t *ret_bytes, bool *ret_punches)
+{
+    struct stat stat;
+    if (fstat(fd, &stat))
+        return error_errno(-errno, "disk '%s': stat", name);
+    uint64_t bytes = (uint64_t)stat.st_size;
+    if (S_ISBLK(stat.st_mode)) {
+        if (ioctl(fd, BLKGETSIZE64, &bytes))
+            return error_errno(-errno, "disk '%s': find its size", name);
+    } else if (!S_ISREG(stat.st_mode)) {
+        return error_set(-EINVAL, "disk '%s' is neither a file nor a block device", name);
+    }
+    if (bytes == 0 || bytes % VMM_DISK_SECTOR)
+        return error_set(-EINVAL, "disk '%s': its %" PRIu64 " bytes are no whole number of sectors of %u",
+                         name, bytes, VMM_DISK_SECTOR);
+    /* Behind the end a hole changes nothing, and shows whether the file system can make one. */
+    *ret_punches = S_ISREG(stat.st_mode) && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                                      stat.st_size, VMM_DISK_SECTOR) == 0;
+    *ret_bytes = bytes;
+    return 0;
+}
+
+uint64_t virtio_block_bytes(const struct device *device)
+{
+    return ((const struct block *)device)->bytes;
+}
+
+int virtio_block_new(struct device **ret_device, const struct virtio_place *place, int fd, bool read_only,
+                     const char *name)
+{
+    uint64_t bytes = 0;
+    bool punches = false;
+    int rc = find_size(fd, name, &bytes, &punches);
+    if (rc)
+        return rc;
+    struct block *block = calloc(1, sizeof *block);
+    if (!block)
+        return error_set(-ENOMEM, "disk '%s': no memory", name);
+    block->fd = fd;
+    block->read_only = read_only;
+    block->bytes = bytes;
+    memcpy(block->id, name, strnlen(name, sizeof block->id));
+    for (unsigned i = 0; i < BLOCK_QUEUE_SIZE; i++) {
+        struct block_request *request = &block->requests[i];
+        request->block = block;
+        request->io.done = on_done;
+        request->next_free = block->unused;
+        block->unused = request;
+    }
+    struct config config = {
+        .capacity = to_le64(bytes / VMM_DISK_SECTOR),
+        .size_max = to_le32(PIECE_BYTES_MAX),
+        .seg_max = to_le32(PIECES_MAX),
+        .blk_size = to_le32(VMM_DISK_SECTOR),
+    };
+    uint64_t features = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+    if (read_only) {
+        features |= F_READ_ONLY;
+    } else if (punches) {
+        features |= F_DISCARD | F_WRITE_ZEROES;
+        config.max_discard_sectors = config.max_write_zeroes_sectors = to_le32(RANGE_SECTORS_MAX);
+        config.max_discard_seg = config.max_write_zeroes_seg = to_le32(1);
+        config.discard_sector_alignment = to_le32(1);
+        config.write_zeroes_may_unmap = 1;
+    }
+    block_tell_init(block, place->io);
+    virtio_init(&block->virtio, &kind, place, features, &config, sizeof config);
+    *ret_device = &block->virtio.device;
+    return 0;
+}
