@@ -18,6 +18,8 @@
 #define CR4_LONG   0x620      /* OSXMMEXCPT, OSFXSR, PAE */
 #define MSR_EFER   0xc0000080
 #define EFER_LME   0x100
+#define APIC_EOI   0xfee000b0
+#define CPU_TIMER  32 /* of timer in struct guest_cpu */
 
     .section .note.pvh, "a", @note
     .balign 4
@@ -140,6 +142,18 @@ exception:
     mov %cr2, %rcx
     and $-16, %rsp
     call cpus_exception
+
+/* One more tick of this vCPU, whose struct guest_cpu lies where %gs:0 says. */
+    .globl interrupt_timer, interrupt_spurious
+interrupt_timer:
+    push %rax
+    mov %gs:0, %rax
+    incq CPU_TIMER(%rax)
+    mov $APIC_EOI, %eax
+    movl $0, (%rax)
+    pop %rax
+interrupt_spurious:
+    iretq
 
     .section .rodata
     .balign 8

@@ -6,7 +6,6 @@
 
 /* Intel's manual, volume 3, chapter "Advanced Programmable Interrupt Controller". */
 #define APIC            0xfee00000u
-#define APIC_EOI        0x0b0
 #define APIC_SPURIOUS   0x0f0
 #define APIC_ICR_LOW    0x300
 #define APIC_ICR_HIGH   0x310
@@ -39,15 +38,12 @@ struct gate {
     uint32_t high, zero;
 } __attribute__((packed));
 
-struct frame {
-    uint64_t ip, cs, flags, sp, ss;
-};
-
 /* boot.S */
-extern const char ap_start[], ap_end[], exceptions[];
+extern const char ap_start[], ap_end[], exceptions[], interrupt_timer[], interrupt_spurious[];
 extern uint64_t page_pointers[512], page_directories[MEMORY_GIB_MAX][512];
 void cpus_exception(uint64_t vector, uint64_t code, uint64_t ip, uint64_t address) __attribute__((noreturn));
 uint64_t ap_stack, ap_number;
+_Static_assert(offsetof(struct guest_cpu, timer) == 32, "interrupt_timer adds to it");
 
 static struct gate idt[256];
 static unsigned char stacks[GUEST_CPUS_MAX][STACK_BYTES] __attribute__((aligned(16)));
@@ -69,20 +65,6 @@ void cpus_exception(uint64_t vector, uint64_t code, uint64_t ip, uint64_t addres
     fatal("exception %lu, error code 0x%lx, at 0x%lx, address 0x%lx", vector, code, ip, address);
 }
 
-__attribute__((interrupt)) static void timer_handler(struct frame *frame)
-{
-    (void)frame;
-    struct guest_cpu *cpu;
-    __asm__ volatile("movq %%gs:0, %0" : "=r"(cpu));
-    __atomic_store_n(&cpu->timer, cpu->timer + 1, __ATOMIC_RELAXED);
-    apic_write(APIC_EOI, 0);
-}
-
-__attribute__((interrupt)) static void spurious_handler(struct frame *frame)
-{
-    (void)frame;
-}
-
 static void gate_set(unsigned vector, uintptr_t address)
 {
     idt[vector] = (struct gate){
@@ -100,8 +82,8 @@ void cpus_ready(unsigned cpu)
     if (cpu == 0) {
         for (unsigned i = 0; i < EXCEPTIONS; i++)
             gate_set(i, (uintptr_t)exceptions + (uintptr_t)i * EXCEPTION_BYTES);
-        gate_set(VECTOR_TIMER, (uintptr_t)timer_handler);
-        gate_set(VECTOR_SPURIOUS, (uintptr_t)spurious_handler);
+        gate_set(VECTOR_TIMER, (uintptr_t)interrupt_timer);
+        gate_set(VECTOR_SPURIOUS, (uintptr_t)interrupt_spurious);
         outb(0x21, 0xff); /* nobody hears the old interrupt controllers */
         outb(0xa1, 0xff);
     }

@@ -172,7 +172,8 @@ class Debugger:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(10)
         self.socket.connect(path)
-        self("qXfer:features:read:target.xml:0,100")  # before it, QEMU numbers no registers
+        self("qXfer:features:read:target.xml:0,ffb")  # before it, QEMU numbers no registers
+        self.registers = re.findall(r'<reg name="(\w+)"', self.feature("i386-64bit.xml"))
 
     def __call__(self, command):
         total = sum(command.encode()) % 256
@@ -184,6 +185,19 @@ class Debugger:
             got += data
         self.socket.sendall(b"+")
         return re.search(rb"\$([^#]*)#", got).group(1).decode()
+
+    def feature(self, name):
+        text, more = "", True
+        while more:
+            part = self(f"qXfer:features:read:{name}:{len(text):x},800")
+            more = part.startswith("m")
+            text += part[1:]
+        return text
+
+    def write(self, register, value):
+        """`value`: bytes, the lowest first."""
+        number = self.registers.index(register)
+        check(self(f"P{number:x}={value.hex()}") == "OK", f"QEMU's debugger did not write {register}")
 
     def close(self):
         self.socket.close()
