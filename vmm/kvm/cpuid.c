@@ -20,6 +20,8 @@
 #define ECX1_HYPERVISOR   (1u << 31)
 #define EDX1_HTT          (1u << 28)
 #define ECX81_SVM         (1u << 2)
+#define FREQUENCIES       0x40000010u
+#define APIC_BUS_KHZ      1000000u /* of KVM's */
 #define KVM_FEATURES_KEPT                                                                                    \
     (1u << KVM_FEATURE_CLOCKSOURCE | 1u << KVM_FEATURE_NOP_IO_DELAY | 1u << KVM_FEATURE_CLOCKSOURCE2 |       \
      1u << KVM_FEATURE_CLOCKSOURCE_STABLE_BIT)
@@ -126,15 +128,21 @@ int cpuid_for(struct machine *machine, struct cpuid_table *ret_table)
                                              .ebx = cpus,
                                              .ecx = 0x201});
     add(ret_table, (struct kvm_cpuid_entry2){.function = 0x8000001e});
-    if (ret_table->head.nent == CPUID_MAX)
-        return error_set(-ENOBUFS, "CPUID of more than %d leaves", CPUID_MAX - 1);
+    if (ret_table->head.nent >= CPUID_MAX - 1)
+        return error_set(-ENOBUFS, "CPUID of more than %d leaves", CPUID_MAX - 2);
     machine->cpu_sum = sum(ret_table);
+    /* The frequencies of time stamp counter and APIC timer, in kHz, where hypervisors have them by custom.
+     * They are no part of the sum: each host measures its own anew. */
+    for (uint32_t i = 0; i < ret_table->head.nent; i++)
+        if (ret_table->entries[i].function == KVM_CPUID_SIGNATURE)
+            ret_table->entries[i].eax = FREQUENCIES;
+    add(ret_table,
+        (struct kvm_cpuid_entry2){.function = FREQUENCIES, .eax = machine->tsc_khz, .ebx = APIC_BUS_KHZ});
     return 0;
 }
 
-void cpuid_of_vcpu(const struct machine *machine, unsigned index, struct cpuid_table *table)
+void cpuid_of_vcpu(unsigned index, struct cpuid_table *table)
 {
-    (void)machine;
     for (uint32_t i = 0; i < table->head.nent; i++) {
         struct kvm_cpuid_entry2 *entry = &table->entries[i];
         if (entry->function == 0x1)

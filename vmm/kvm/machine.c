@@ -162,21 +162,20 @@ static int make_cpus(struct machine *machine)
     struct cpuid_table *table cleanup_free = malloc(sizeof *table);
     if (!table)
         return error_set(-ENOMEM, "vCPUs: no memory");
-    int r = cpuid_for(machine, table);
-    for (unsigned i = 0; r == 0 && i < machine->config.cpus; i++) {
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < machine->config.cpus; i++)
         r = vcpu_new(machine, i);
-        if (r == 0) {
-            cpuid_of_vcpu(machine, i, table);
-            r = kvm_call(machine->vcpus[i].fd, KVM_SET_CPUID2, table);
-        }
-        if (r < 0)
-            return error_add(r, "vCPU %u", i);
-    }
     int khz = r == 0 ? kvm_call(machine->vcpus[0].fd, KVM_GET_TSC_KHZ, 0) : r;
     if (khz < 0)
         return khz;
     machine->tsc_khz = (uint32_t)khz;
-    r = machine_find_msrs(machine);
+    r = cpuid_for(machine, table);
+    for (unsigned i = 0; r >= 0 && i < machine->config.cpus; i++) {
+        cpuid_of_vcpu(i, table);
+        r = kvm_call(machine->vcpus[i].fd, KVM_SET_CPUID2, table);
+    }
+    if (r >= 0)
+        r = machine_find_msrs(machine);
     for (unsigned i = 0; r == 0 && i < machine->config.cpus; i++)
         r = vcpu_start(&machine->vcpus[i]);
     return r;

@@ -65,7 +65,7 @@ void vcpu_free(struct vcpu *vcpu);
 
 /* cpuid.c: what KVM supports, made to fit this machine; sets machine->cpu_sum. */
 int cpuid_for(struct machine *machine, struct cpuid_table *ret_table);
-void cpuid_of_vcpu(const struct machine *machine, unsigned index, struct cpuid_table *table);
+void cpuid_of_vcpu(unsigned index, struct cpuid_table *table);
 
 /* state_kvm.c: which MSRs are part of the state. */
 int machine_find_msrs(struct machine *machine);
