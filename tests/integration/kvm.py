@@ -2,6 +2,8 @@
 """A Pair whose guests run in our own VMM: the bare guest of bench/guests on /dev/kvm."""
 import json
 import os
+import socket
+import struct
 import subprocess
 
 from processes import Process
@@ -58,3 +60,36 @@ class KvmPair(Pair):
         """`understudy check` of this configuration."""
         out, _, _ = self.run.us("check", self.config(host), "--host", host, "--json", expect=expect)
         return json.loads(out)
+
+
+class Control:
+    """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
+    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
+    WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
+    HEAD = struct.Struct("=IIiIQQQ")
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(10)
+        self.socket.connect(path)
+        self.sequence = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def __call__(self, operation, argument=0):
+        """(code, phase, text)."""
+        self.sequence += 1
+        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, argument, 0, 0))
+        packet = self.socket.recv(4096)
+        if not packet:
+            raise ConnectionResetError("the VMM hung up")
+        _, sequence, code, phase, *_ = self.HEAD.unpack_from(packet)
+        assert sequence == self.sequence, f"answer {sequence} to request {self.sequence}"
+        return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
+
+    def greet(self):
+        return self(self.HELLO, 1)
