@@ -19,6 +19,8 @@
 #define MSR_EFER   0xc0000080
 #define EFER_LME   0x100
 #define APIC_EOI   0xfee000b0
+#define NET_STATUS 0x60 /* virtio over MMIO: InterruptStatus */
+#define NET_ACK    0x64
 #define CPU_TIMER  32 /* of timer in struct guest_cpu */
 
     .section .note.pvh, "a", @note
@@ -153,6 +155,21 @@ interrupt_timer:
     movl $0, (%rax)
     pop %rax
 interrupt_spurious:
+    iretq
+
+/* The network device has done something: take its reasons away from it, and count. */
+    .globl interrupt_net
+interrupt_net:
+    push %rax
+    push %rdx
+    mov net_device, %rdx
+    mov NET_STATUS(%rdx), %eax
+    mov %eax, NET_ACK(%rdx)
+    incq net_interrupts
+    mov $APIC_EOI, %eax
+    movl $0, (%rax)
+    pop %rdx
+    pop %rax
     iretq
 
     .section .rodata

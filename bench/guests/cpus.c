@@ -22,7 +22,11 @@
 #define ICR_STARTUP     0x4600u
 #define MSR_GS_BASE     0xc0000101u
 #define VECTOR_TIMER    0x40
+#define VECTOR_NET      0x41
 #define VECTOR_SPURIOUS 0xff
+#define IOAPIC          0xfec00000u /* its index register, and the one that is chosen by it */
+#define IOAPIC_WINDOW   0xfec00010u
+#define IOAPIC_PINS     0x10u /* two registers each */
 #define EXCEPTIONS      32
 #define EXCEPTION_BYTES 16 /* of one entry in exceptions[] */
 #define CODE64          0x18
@@ -39,7 +43,8 @@ struct gate {
 } __attribute__((packed));
 
 /* boot.S */
-extern const char ap_start[], ap_end[], exceptions[], interrupt_timer[], interrupt_spurious[];
+extern const char ap_start[], ap_end[], exceptions[], interrupt_timer[], interrupt_spurious[],
+    interrupt_net[];
 extern uint64_t page_pointers[512], page_directories[MEMORY_GIB_MAX][512];
 void cpus_exception(uint64_t vector, uint64_t code, uint64_t ip, uint64_t address) __attribute__((noreturn));
 uint64_t ap_stack, ap_number;
@@ -83,6 +88,7 @@ void cpus_ready(unsigned cpu)
         for (unsigned i = 0; i < EXCEPTIONS; i++)
             gate_set(i, (uintptr_t)exceptions + (uintptr_t)i * EXCEPTION_BYTES);
         gate_set(VECTOR_TIMER, (uintptr_t)interrupt_timer);
+        gate_set(VECTOR_NET, (uintptr_t)interrupt_net);
         gate_set(VECTOR_SPURIOUS, (uintptr_t)interrupt_spurious);
         outb(0x21, 0xff); /* nobody hears the old interrupt controllers */
         outb(0xa1, 0xff);
@@ -160,6 +166,18 @@ void cpus_timer(unsigned hz)
         fatal("an APIC timer of %lu Hz cannot interrupt %lu times a second", timer_per_second, (uint64_t)hz);
     apic_write(APIC_TIMER, APIC_PERIODIC | VECTOR_TIMER);
     apic_write(APIC_INITIAL, (uint32_t)period);
+}
+
+static void ioapic_write(unsigned index, uint32_t value)
+{
+    *(volatile uint32_t *)(uintptr_t)IOAPIC = index;
+    *(volatile uint32_t *)(uintptr_t)IOAPIC_WINDOW = value;
+}
+
+void cpus_route(unsigned irq)
+{
+    ioapic_write(IOAPIC_PINS + 2 * irq + 1, 0); /* to the APIC with id 0 */
+    ioapic_write(IOAPIC_PINS + 2 * irq, VECTOR_NET);
 }
 
 void cpus_map(uint64_t end)

@@ -13,6 +13,8 @@ void cpus_ready(unsigned cpu);
 void cpus_start(unsigned count);
 /* Let this vCPU's timer interrupt, hz times a second; each adds one to guest_cpu.timer. */
 void cpus_timer(unsigned hz);
+/* Let pin `irq` of the IO APIC interrupt the first vCPU, for net.c. */
+void cpus_route(unsigned irq);
 /* Map memory up to `end`, at most 64 GiB, one to one. 4 GiB are from the beginning. */
 void cpus_map(uint64_t end);
 /* Reset the machine. */

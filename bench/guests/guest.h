@@ -22,6 +22,10 @@ void fatal(const char *format, ...) __attribute__((format(printf, 1, 2), noretur
 /* Whether a vCPU has said its last; the others stop when they see it. */
 bool said_last(void);
 
+/* memory.c */
+void *memcpy(void *to, const void *from, size_t bytes);
+void *memset(void *to, int value, size_t bytes);
+
 /* start.c: what the hypervisor handed over. */
 struct start_info;
 const char *start_cmdline(const struct start_info *info);

@@ -2,6 +2,7 @@
 #include "cpus.h"
 #include "guest.h"
 #include "io.h"
+#include "net.h"
 
 struct guest guest;
 static bool go; /* the first vCPU has said "ready" */
@@ -83,6 +84,8 @@ void guest_main(const struct start_info *info)
     say("clock tsc_khz %lu %s", guest.tsc_khz, source);
     cpus_ready(0);
     cpus_start((unsigned)guest.options.cpus);
+    if (guest.options.net)
+        net_start(guest.options.net, guest.options.net_irq);
     announce();
     __atomic_store_n(&go, true, __ATOMIC_RELEASE);
     guest_cpu_main(0);

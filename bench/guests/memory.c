@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <stddef.h>
+#include "guest.h"
 
 /* What compilers call without being asked to. In assembler, lest they turn the loop into a call of itself. */
-
-void *memcpy(void *to, const void *from, size_t bytes);
-void *memset(void *to, int value, size_t bytes);
 
 void *memcpy(void *to, const void *from, size_t bytes)
 {

@@ -30,6 +30,30 @@ static bool number(struct value value, uint64_t least, uint64_t most, uint64_t *
     return true;
 }
 
+/* 0xADDRESS:IRQ, as Linux's virtio_mmio.device= has it. */
+static bool place(struct value value, uint64_t *ret_address, unsigned *ret_irq)
+{
+    uint64_t address = 0, irq;
+    if (value.end - value.at < 3 || value.at[0] != '0' || value.at[1] != 'x')
+        return false;
+    for (value.at += 2; value.at < value.end && *value.at != ':'; value.at++) {
+        char c = *value.at;
+        unsigned digit = c >= '0' && c <= '9'   ? (unsigned)(c - '0')
+                         : c >= 'a' && c <= 'f' ? (unsigned)(c - 'a') + 10
+                                                : 16;
+        if (digit > 15)
+            return false;
+        address = address << 4 | digit;
+        if (address >= 4ull << 30) /* devices are mapped so far */
+            return false;
+    }
+    if (value.at++ == value.end || address == 0 || address % 4 || !number(value, 0, 23, &irq))
+        return false;
+    *ret_address = address;
+    *ret_irq = (unsigned)irq;
+    return true;
+}
+
 static bool size(struct value value, uint64_t most, uint64_t *ret)
 {
     unsigned shift = 0;
@@ -108,6 +132,8 @@ static bool set(struct options *options, struct value key, struct value value, u
         return number(value, 1000, 100000000, &options->tsc_khz);
     if (is(key, "cpus"))
         return number(value, 1, cpus_max, &options->cpus);
+    if (is(key, "net"))
+        return place(value, &options->net, &options->net_irq);
     if (is(key, "fill"))
         return flag(value, &options->fill);
     if (is(key, "oracle"))

@@ -28,6 +28,8 @@ struct options {
     enum workload_order order;
     enum workload_unit unit;
     enum workload_data data;
+    uint64_t net; /* address of the virtio network device; 0: none */
+    unsigned net_irq;
     bool fill;
     bool oracle;
     bool avx;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest.h"
 #include "io.h"
+#include "net.h"
 #include "registers.h"
 
 /*
@@ -202,6 +203,8 @@ static void say_progress(void)
     say("progress writes %lu timer %lu gap_us %lu longest_us %lu", total(offsetof(struct guest_cpu, writes)),
         total(offsetof(struct guest_cpu, timer)),
         us(__atomic_exchange_n(&shared.recent_gap, 0, __ATOMIC_RELAXED)), us(longest));
+    if (guest.options.net)
+        net_say();
 }
 
 /* The first vCPU counts, and speaks for all. */
@@ -227,6 +230,8 @@ static void count_and_tell(struct worker *w)
     if (w->looked - w->ticked >= guest.options.tick_ms * guest.tsc_khz) {
         w->ticked = w->looked;
         say("tick %lu ok %lu", header->counter, total(offsetof(struct guest_cpu, checks)));
+        if (guest.options.net)
+            net_send(header->counter);
         if (++w->ticks % PROGRESS_EACH == 0)
             say_progress();
     }

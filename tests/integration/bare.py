@@ -35,10 +35,6 @@ def image(build):
 class Lines(Serial):
     """What the bare guest said."""
 
-    def result(self):
-        found = re.search(r"^result ([0-9a-f]+)\r?\n", self.text(), re.M)
-        return found and found.group(1)
-
     def ready(self):
         return re.search(r"^ready .*\n", self.text(), re.M)
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bare guest itself, under QEMU's TCG: that it boots, that its checks pass, and that they fail when they must."""
+import re
+import socket
+import struct
 import time
 
 from bare import CPU_FIELDS, Bare, Debugger
@@ -176,11 +179,50 @@ def test_oracle(run):
     check(seen > 20, f"only {seen} writes were seen")
 
 
+def test_counter_by_network(run):
+    """Frames that a stranger can read, none twice and none left out, and the device's interrupts come."""
+    host, port = run.directory + "/net.host", run.directory + "/net.guest"
+    outside = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    outside.bind(host)
+    outside.settimeout(0.2)
+    bare = Bare(run, "mem=128K tick=10 steps=2000 net=0xfeb00e00:23", machine="microvm,ioapic2=off", arguments=[
+        "-global", "virtio-mmio.force-legacy=false", "-device", "virtio-net-device,netdev=net,mac=52:54:00:01:02:03",
+        "-netdev", f"dgram,id=net,local.type=unix,local.path={port},remote.type=unix,remote.path={host}"]).start()
+    values = []
+    while bare.process.running():
+        try:
+            frame = outside.recv(2048)
+        except TimeoutError:
+            continue
+        check(frame[:14] == b"\xff" * 6 + b"RT\0\1\2\3\x08\0", f"frame {frame.hex()}")
+        header, udp, payload = frame[14:34], frame[34:42], frame[42:]
+        total = sum(struct.unpack(">10H", header))
+        check((total & 0xffff) + (total >> 16) == 0xffff, f"the sum of {header.hex()}")
+        check(struct.unpack(">HHHH", udp) == (7001, 7000, 8 + len(payload), 0), f"udp {udp.hex()}")
+        check(struct.unpack(">BBH", header[:4]) == (0x45, 0, 28 + len(payload)), f"ip {header.hex()}")
+        values.append(int(re.fullmatch(rb"counter (\d+)\n", payload).group(1)))
+    bare.wait_result()
+    said = [counter for counter, _ in bare.serial().ticks()]
+    check(len(values) > 50 and values == said[:len(values)], f"sent {values}, said {said}")
+    sent, used, dropped, interrupts = map(int, re.findall(
+        r"^net sent (\d+) used (\d+) dropped (\d+) interrupts (\d+)", bare.serial().text(), re.M)[-1])
+    check(dropped == 0 and sent - used <= 1 and interrupts > 0, f"{sent} {used} {dropped} {interrupts}")
+
+
+def test_network_interrupts_lost(run):
+    """A line that leads nowhere, as after an IO APIC that was not restored."""
+    bare = Bare(run, "mem=128K tick=5 net=0xfeb00e00:9", machine="microvm,ioapic2=off", arguments=[
+        "-global", "virtio-mmio.force-legacy=false", "-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"])
+    found = bare.start().wait_corrupt()
+    check("CORRUPT network: 64 frames used without an interrupt" in found, found)
+
+
 def test_refuses(run):
     """What it cannot do, it names."""
     for name, cmdline, cpus, wanted in (("word", "mem=1M rate=fast", 1, "word rate=fast"),
                                         ("memory", "mem=80M", 1, "mem=83886080 is too much"),
                                         ("avx", "avx=on", 1, "has no AVX"),
+                                        ("net", "net=0xfeb00e00:23", 1, "no virtio network device"),
                                         ("vcpu", "mem=1M cpus=2", 1, "vcpu 1 of cpus=2 does not start")):
         bare = Bare(run, cmdline, name=name, cpus=cpus).start()
         said = bare.wait_corrupt()

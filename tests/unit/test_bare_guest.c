@@ -196,7 +196,7 @@ static void words_are_understood(void **state)
     struct options o;
     assert_true(parse(&o, ""));
     assert_true(parse(&o, "  mem=16M rate=max check=0 cpus=4\thot=9 order=hot write=line data=zero steps=70 "
-                          "tick=250 irq=0 tsc=2500000 fill=on oracle=on avx=on block=ram0 "
+                          "tick=250 irq=0 tsc=2500000 fill=on oracle=on avx=on block=ram0 net=0xd0000000:5 "
                           "virtio_mmio.device=512@0xfeb00e00:12\n"));
     assert_int_equal(o.bytes, 16 << 20);
     assert_int_equal(o.rate, OPTIONS_UNLIMITED);
@@ -211,6 +211,8 @@ static void words_are_understood(void **state)
     assert_int_equal(o.irq_hz, 0);
     assert_int_equal(o.tsc_khz, 2500000);
     assert_true(o.fill && o.oracle && o.avx);
+    assert_int_equal(o.net, 0xd0000000);
+    assert_int_equal(o.net_irq, 5);
     assert_string_equal(o.block, "ram0");
     assert_true(parse(&o, "mem=4096 mem=1G")); /* the last one counts */
     assert_int_equal(o.bytes, 1 << 30);
@@ -244,6 +246,14 @@ static void other_words_are_named(void **state)
                          "=5",
                          "quiet",
                          "tick=18446744073709551617",
+                         "net=0xd0000000",
+                         "net=0xd0000000:24",
+                         "net=d0000000:5",
+                         "net=0x100000000:5",
+                         "net=0xg:5",
+                         "net=0x1:5",
+                         "net=0x:5",
+                         "net=0xd0000000:",
                          "block=",
                          "block=a-name-that-has-more-characters-than-there-is-room-for"};
     for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++) {
