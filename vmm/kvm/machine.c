@@ -411,6 +411,8 @@ int machine_describe(struct machine *machine, char **ret_text)
             used += snprintf(text + used, sizeof text - (size_t)used, "device %s %u at 0x%llx\n",
                              device->ops->name, device->instance, (unsigned long long)device->base);
     }
+    if (used < (int)sizeof text && machine->config.description)
+        used += snprintf(text + used, sizeof text - (size_t)used, "%s", machine->config.description);
     if (used >= (int)sizeof text)
         return error_set(-ENOBUFS, "the machine's description is longer than %zu bytes", sizeof text);
     *ret_text = strdup(text);

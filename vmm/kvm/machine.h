@@ -33,6 +33,7 @@ enum machine_end {
 struct machine_config {
     uint64_t memory_bytes; /* multiple of 2 MiB */
     unsigned cpus;
+    const char *description; /* further lines of machine_describe(); the caller's; NULL: none */
     /* The guest is over, for this reason; on a vCPU's thread, at most once. */
     void (*ended)(void *ctx, enum machine_end why, const char *text);
     void *ctx;

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/scope.h"
 #include "vmm/kvm/confine.h"
+#include "vmm/kvm/devices.h"
 #include "vmm/kvm/legacy.h"
 #include "vmm/kvm/server.h"
 
@@ -21,12 +22,13 @@ struct options {
     const char *kernel, *command_line, *control, *serial;
     uint64_t memory_bytes;
     unsigned cpus;
+    struct devices_wanted devices;
     bool incoming;
 };
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--incoming]\n\n"
+    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --cmdline TEXT    its command line\n"
@@ -34,6 +36,8 @@ static const char help[] =
     "  --cpus N          virtual CPUs (default: 1)\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
     "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
+    "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
+    "  --rng             a source of entropy (virtio)\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
@@ -77,6 +81,8 @@ static int parse(int argc, char **argv, struct options *ret_options)
                                           {"cpus", required_argument, NULL, 'c'},
                                           {"control", required_argument, NULL, 's'},
                                           {"serial", required_argument, NULL, 'o'},
+                                          {"net", required_argument, NULL, 'n'},
+                                          {"rng", no_argument, NULL, 'r'},
                                           {"incoming", no_argument, NULL, 'i'},
                                           {"help", no_argument, NULL, 'h'},
                                           {0}};
@@ -103,6 +109,13 @@ static int parse(int argc, char **argv, struct options *ret_options)
             break;
         case 'o':
             options.serial = optarg;
+            break;
+        case 'n':
+            if (!devices_parse_net(&options.devices, optarg))
+                return refuse("net", optarg, "4 of TAP and TAP,MAC with a MAC that is no group's");
+            break;
+        case 'r':
+            options.devices.rng = true;
             break;
         case 'i':
             options.incoming = true;
@@ -150,47 +163,76 @@ static int open_files(const struct options *options, struct files *files)
     return files->kernel < 0 ? error_errno(-errno, "kernel %s", options->kernel) : 0;
 }
 
-static int make(const struct options *options, const struct machine_config *config, struct server *server,
-                struct machine **ret_machine)
+struct vmm_parts {
+    struct server *server;
+    struct devices *devices;
+    struct machine *machine;
+};
+
+static void announce(void *ctx)
 {
+    devices_announce(((struct vmm_parts *)ctx)->devices);
+}
+
+static int boot(const struct options *options, int kernel, struct vmm_parts *parts)
+{
+    char command_line[MACHINE_COMMAND_LINE_MAX];
+    if (snprintf(command_line, sizeof command_line, "%s", options->command_line) >= (int)sizeof command_line)
+        return error_set(-EINVAL, "the kernel's command line is longer than %zu characters",
+                         sizeof command_line - 1);
+    int r = devices_command_line(parts->devices, command_line, sizeof command_line);
+    return r < 0 ? r : machine_boot(parts->machine, kernel, options->kernel, command_line);
+}
+
+/* What is opened comes first, then threads, and then nothing of either any more. */
+static int make(const struct options *options, struct vmm_parts *parts)
+{
+    struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
     struct files files = {.kernel = -1};
-    int r = open_files(options, &files);
+    int r = server_new(&parts->server, options->control, &config);
+    if (r == 0)
+        r = open_files(options, &files);
+    if (r == 0)
+        r = devices_open(&parts->devices, &options->devices);
     if (r == 0)
         r = confine_capabilities();
+    if (r == 0) {
+        config.description = devices_description(parts->devices);
+        r = machine_new(&parts->machine, &config);
+    }
     if (r == 0)
-        r = machine_new(ret_machine, config);
+        r = serial_add(parts->machine, files.serial);
     if (r == 0)
-        r = serial_add(*ret_machine, files.serial);
+        r = reset_add(parts->machine);
     if (r == 0)
-        r = reset_add(*ret_machine);
+        r = devices_add(parts->devices, parts->machine);
     if (r == 0 && !options->incoming)
-        r = machine_boot(*ret_machine, files.kernel, options->kernel, options->command_line);
+        r = boot(options, files.kernel, parts);
     if (files.kernel >= 0)
         close(files.kernel);
     if (r == 0)
-        r = server_attach(server, *ret_machine, options->incoming);
+        r = server_attach(parts->server, parts->machine, options->incoming, announce, parts);
     return r < 0 ? r : confine_calls();
 }
 
 int main(int argc, char **argv)
 {
     struct options options;
+    struct vmm_parts parts = {0};
+    enum machine_end end = MACHINE_CRASHED;
     int code = parse(argc, argv, &options);
     if (code >= 0)
         return code;
     prctl(PR_SET_NAME, "understudy-vmm");
-    struct machine_config config = {.memory_bytes = options.memory_bytes, .cpus = options.cpus};
-    struct server *server = NULL;
-    struct machine *machine = NULL;
-    enum machine_end end = MACHINE_CRASHED;
-    int r = server_new(&server, options.control, &config);
-    if (r == 0)
-        r = make(&options, &config, server, &machine);
-    if (r == 0)
-        end = server_run(server);
+    if (make(&options, &parts) == 0)
+        end = server_run(parts.server);
     else
         fprintf(stderr, "understudy run: %s\n", error_text());
-    machine_free(machine);
-    server_free(server);
-    return r == 0 && end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
+    if (parts.machine)
+        machine_pause(parts.machine);
+    devices_stop(parts.devices);
+    machine_free(parts.machine);
+    devices_free(parts.devices);
+    server_free(parts.server);
+    return end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
 }

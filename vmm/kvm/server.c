@@ -7,6 +7,7 @@
 #include "vmm/kvm/control.h"
 #include "vmm/vmm.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -42,6 +43,8 @@ struct visitor {
 
 struct server {
     struct machine *machine;
+    void (*announce)(void *ctx);
+    void *announce_ctx;
     int listener, signals, wake, epoll;
     struct visitor visitors[VISITORS_MAX];
     struct visitor *engine;
@@ -267,7 +270,9 @@ static int obey(struct server *server, const struct control_message *request, st
         return do_hold(server);
     case CONTROL_LOAD:
         return do_load(server, request->value);
-    default: /* ANNOUNCE: there is no network to tell */
+    default:
+        assert(request->op == CONTROL_ANNOUNCE); /* permitted() knows no other */
+        server->announce(server->announce_ctx);
         return 0;
     }
 }
@@ -416,10 +421,13 @@ void server_free(struct server *server)
     free(server);
 }
 
-int server_attach(struct server *server, struct machine *machine, bool incoming)
+int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
+                  void *ctx)
 {
     uint64_t memory_bytes = machine_memory_bytes(machine);
     server->machine = machine;
+    server->announce = announce;
+    server->announce_ctx = ctx;
     server->phase = incoming ? CONTROL_WAITING : CONTROL_RUNNING;
     server->state_room = machine_state_bytes_max(machine);
     server->shared_bytes = control_state_offset(memory_bytes) + server->state_room;

@@ -19,8 +19,10 @@ int server_new(struct server **ret_server, const char *control_path, struct mach
 /* Takes NULL. The machine is the caller's. */
 void server_free(struct server *server);
 
-/* From here on `machine` may be asked for; `incoming`: it waits for a state. */
-int server_attach(struct server *server, struct machine *machine, bool incoming);
+/* From here on `machine` may be asked for; `incoming`: it waits for a state. `announce(ctx)` tells the
+ * network where the guest is. */
+int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
+                  void *ctx);
 
 /* Serve until the guest is over. Returns how. */
 enum machine_end server_run(struct server *server);
