@@ -28,9 +28,10 @@ def need_kvm(run):
 
 
 class KvmPair(Pair):
-    def __init__(self, run, words=WORDS, memory=16, smp=1, **options):
+    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), **options):
+        """`more`: further options of the VMM's."""
         need_kvm(run)
-        self.words = words
+        self.words, self.more = words, more
         super().__init__(run, memory=memory, smp=smp, **options)
 
     def guest_keys(self, host):
@@ -42,7 +43,7 @@ class KvmPair(Pair):
         return argv + ["--kernel", os.path.join(self.run.build, "bench/guests/bare-guest"),
                        "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
                        "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
-                       "--serial", self.path(f"{host}.serial")]
+                       "--serial", self.path(f"{host}.serial"), *self.more]
 
     def start_guest(self, ticks=2, seconds=30):
         argv = [word.strip("'") for word in self.vmm_command("alpha")]

@@ -3,7 +3,9 @@
 import errno
 import os
 import signal
+import time
 
+import clients
 from kvm import WORDS, Control, KvmPair
 from processes import Process
 from test_faults import PRIMARY
@@ -110,6 +112,26 @@ def test_engine_killed_in_the_pause(run):
     pair.protect()
     pair.wait_epochs(5)
     check(not pair.verify()["differing"], "memory differs after all", pair.story)
+
+
+def test_output_is_held(run):
+    """Nobody outside has seen of the guest what the standby does not go on from, and it is heard at its new place."""
+    pair = KvmPair(run, words=WORDS + " net=0xd0000000:5", more=("--net", "tap0", "--rng"), network="tap",
+                   takeover="auto").up()
+    output = pair.status("alpha")["output"]
+    check(output["holding"] and output["gate"] != "none", f"not held: {output}", pair.story)
+    observer = clients.Observer(run.outside().name, tcp=False).start()
+    wait_for("the counter is seen", 30, lambda: observer.error or observer.highest["udp"] > 100, pair.story)
+    pair.kill_primary()
+    time.sleep(0.1)  # what was let out has arrived; detection takes longer than this
+    before = observer.highest["udp"]
+    pair.check_taken_over()
+    committed = pair.status("beta")["probe"]["committed"]
+    check(before <= committed, f"outside {before} was seen, and the standby went on from {committed}", pair.story)
+    wait_for("the counter is seen again", 30, lambda: observer.error or observer.highest["udp"] > committed, pair.story)
+    observer.stop()
+    check(not observer.went_back, f"seen from outside the guest went back: {observer.went_back[:3]}", pair.story)
+    return f"{before} seen before, {committed} committed, {observer.highest['udp']} seen since"
 
 
 def test_capture_given_up(run):
