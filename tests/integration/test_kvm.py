@@ -55,13 +55,18 @@ def test_soak(run):
 
 def test_one_millisecond(run):
     """Checkpoints as often as the configuration allows."""
-    pair = KvmPair(run, interval="1ms", pause_share="90", takeover="auto").up()
-    pair.wait_epochs(200)
+    words = "block=ram mem=4M rate=max check=100 write=line order=sequential"
+    pair = KvmPair(run, words=words, interval="1ms", pause_share="90", takeover="auto").up()
+    began, first = time.monotonic(), pair.status("alpha")["checkpoints"]
+    status = pair.wait_epochs(400)
+    rate = (status["checkpoints"] - first) / (time.monotonic() - began)
     pair.wait_ticks("alpha", 2)
     stop_watching = pair.watch()
     pair.kill_primary()
     stop_watching()
     pair.check_taken_over()
+    return (f"{rate:.0f} checkpoints a second of {status['dirty_pages']['p50']:.0f} pages, pause p50 "
+            f"{status['pause_ms']['p50']:.2f} ms, takeover {pair.status('beta')['takeover_ms']['total']:.1f} ms")
 
 
 def pauses(run, interval, epochs):

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <x86intrin.h>
 
 /*
  * Theory of operation
@@ -27,10 +28,10 @@
  * The run state comes before the registers: asking for it lets a vCPU take an INIT or SIPI, which changes
  * them.
  *
- * Time: KVM adds an offset of each vCPU to the host's time stamp counter. Both are saved, and the offsets of
- * all vCPUs are set from one look at the new host's counter, so that the guest's counters go on from where
- * they were, and as far apart as they were. The clock of KVM (kvmclock) goes on likewise. The guest does not
- * see the time between.
+ * Time: KVM adds an offset of each vCPU to the host's time stamp counter, which we never have it scale. Both
+ * are saved, and the offsets of all vCPUs are set from one look at the new host's counter, so that the
+ * guest's counters go on from where they were, and as far apart as they were. The clock of KVM (kvmclock)
+ * goes on likewise. The guest does not see the time between.
  */
 
 #define MSR_TSC       0x10u
@@ -49,29 +50,6 @@ static int tsc_offset(const struct vcpu *vcpu, bool set, uint64_t *value)
         .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)value};
     return set ? kvm_call(vcpu->fd, KVM_SET_DEVICE_ATTR, &attr)
                : kvm_call(vcpu->fd, KVM_GET_DEVICE_ATTR, &attr);
-}
-
-static int read_msr(const struct vcpu *vcpu, uint32_t index, uint64_t *ret_value)
-{
-    struct msrs msrs = {.head = {.nmsrs = 1}, .entries = {{.index = index}}};
-    int r = kvm_call(vcpu->fd, KVM_GET_MSRS, &msrs);
-    if (r == 0)
-        r = error_set(-EIO, "KVM_GET_MSRS: 0x%x cannot be read", index);
-    if (r == 1)
-        *ret_value = msrs.entries[0].data;
-    return r < 0 ? r : 0;
-}
-
-/* The host's counter, as it would be with an offset of zero. */
-static int host_tsc(const struct vcpu *vcpu, uint64_t *ret_tsc)
-{
-    uint64_t guest, offset;
-    int r = read_msr(vcpu, MSR_TSC, &guest);
-    if (r == 0)
-        r = tsc_offset(vcpu, false, &offset);
-    if (r >= 0)
-        *ret_tsc = guest - offset;
-    return r;
 }
 
 /* Those of KVM's own list that can be read and written back; a kernel lists some that this processor lacks.
@@ -152,15 +130,12 @@ static int save_chips(const struct machine *machine, struct record_writer *write
 static int save_clock(const struct machine *machine, struct record_writer *writer)
 {
     struct kvm_clock_data clock = {0};
-    uint64_t tsc;
     int r = kvm_call(machine->vm, KVM_GET_CLOCK, &clock);
-    if (r >= 0)
-        r = host_tsc(&machine->vcpus[0], &tsc);
     if (r < 0)
         return r;
     record_begin(writer, STATE_CLOCK, STATE_VERSION, 0);
     record_put_u64(writer, clock.clock);
-    record_put_u64(writer, tsc);
+    record_put_u64(writer, __rdtsc());
     record_end(writer);
     return 0;
 }
@@ -300,14 +275,12 @@ int machine_load(struct machine *machine, const void *state, size_t bytes)
 {
     struct state_shape ours;
     struct state_parsed *parsed cleanup_free = malloc(sizeof *parsed);
-    uint64_t now;
     assert(machine->quiet);
     if (!parsed)
         return error_set(-ENOMEM, "state: no memory");
     shape_of(machine, &ours);
     int r = state_parse(state, bytes, &ours, parsed);
-    if (r == 0)
-        r = host_tsc(&machine->vcpus[0], &now);
+    const uint64_t now = __rdtsc();
     for (unsigned i = 0; r >= 0 && i < machine->config.cpus; i++) {
         r = load_cpu(&machine->vcpus[i], parsed, now - parsed->host_tsc);
         if (r < 0)
