@@ -85,14 +85,14 @@ static bool fit(struct machine *machine, struct kvm_cpuid_entry2 *entry)
 
 static void add(struct cpuid_table *table, struct kvm_cpuid_entry2 entry)
 {
-    if (table->head.nent < CPUID_MAX)
-        table->entries[table->head.nent++] = entry;
+    if (table->count < CPUID_MAX)
+        table->entries[table->count++] = entry;
 }
 
 static uint64_t sum(const struct cpuid_table *table)
 {
     uint64_t sum = 0xcbf29ce484222325ull; /* FNV-1a */
-    for (uint32_t i = 0; i < table->head.nent; i++) {
+    for (uint32_t i = 0; i < table->count; i++) {
         const struct kvm_cpuid_entry2 *entry = &table->entries[i];
         const uint32_t words[] = {entry->function, entry->index, entry->eax,
                                   entry->ebx,      entry->ecx,   entry->edx};
@@ -107,17 +107,17 @@ int cpuid_for(struct machine *machine, struct cpuid_table *ret_table)
 {
     unsigned cpus = machine->config.cpus;
     memset(ret_table, 0, sizeof *ret_table);
-    ret_table->head.nent = CPUID_MAX;
+    ret_table->count = CPUID_MAX;
     int r = kvm_call(machine->kvm, KVM_GET_SUPPORTED_CPUID, ret_table);
     if (r < 0)
         return r;
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < ret_table->head.nent && i < CPUID_MAX; i++) {
+    for (uint32_t i = 0; i < ret_table->count && i < CPUID_MAX; i++) {
         struct kvm_cpuid_entry2 entry = ret_table->entries[i];
         if (fit(machine, &entry))
             ret_table->entries[kept++] = entry;
     }
-    ret_table->head.nent = kept;
+    ret_table->count = kept;
     /* One package of as many cores; APIC ids are the vCPUs' numbers. */
     add(ret_table, (struct kvm_cpuid_entry2){
                        .function = 0xb, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = 1, .ecx = 0x100});
@@ -128,12 +128,12 @@ int cpuid_for(struct machine *machine, struct cpuid_table *ret_table)
                                              .ebx = cpus,
                                              .ecx = 0x201});
     add(ret_table, (struct kvm_cpuid_entry2){.function = 0x8000001e});
-    if (ret_table->head.nent >= CPUID_MAX - 1)
+    if (ret_table->count >= CPUID_MAX - 1)
         return error_set(-ENOBUFS, "CPUID of more than %d leaves", CPUID_MAX - 2);
     machine->cpu_sum = sum(ret_table);
     /* The frequencies of time stamp counter and APIC timer, in kHz, where hypervisors have them by custom.
      * They are no part of the sum: each host measures its own anew. */
-    for (uint32_t i = 0; i < ret_table->head.nent; i++)
+    for (uint32_t i = 0; i < ret_table->count; i++)
         if (ret_table->entries[i].function == KVM_CPUID_SIGNATURE)
             ret_table->entries[i].eax = FREQUENCIES;
     add(ret_table,
@@ -143,7 +143,7 @@ int cpuid_for(struct machine *machine, struct cpuid_table *ret_table)
 
 void cpuid_of_vcpu(unsigned index, struct cpuid_table *table)
 {
-    for (uint32_t i = 0; i < table->head.nent; i++) {
+    for (uint32_t i = 0; i < table->count; i++) {
         struct kvm_cpuid_entry2 *entry = &table->entries[i];
         if (entry->function == 0x1)
             entry->ebx = (entry->ebx & 0xffffff) | index << 24;

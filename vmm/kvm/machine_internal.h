@@ -4,6 +4,7 @@
 
 #include "vmm/kvm/machine.h"
 
+#include <assert.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -24,10 +25,13 @@ struct vcpu {
     bool threaded, arrived; /* the latter under the lock */
 };
 
+/* struct kvm_cpuid2 with room for its entries. */
 struct cpuid_table {
-    struct kvm_cpuid2 head;
+    uint32_t count, padding;
     struct kvm_cpuid_entry2 entries[CPUID_MAX];
 };
+static_assert(offsetof(struct cpuid_table, entries) == offsetof(struct kvm_cpuid2, entries),
+              "as the kernel has it");
 
 struct machine {
     struct machine_config config;

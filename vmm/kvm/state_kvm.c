@@ -39,10 +39,12 @@
 #define STATE_DEVICES (1u << 20)
 #define CPU_FIXED     (4u << 10)
 
+/* struct kvm_msrs with room for its entries. */
 struct msrs {
-    struct kvm_msrs head;
+    uint32_t count, padding;
     struct kvm_msr_entry entries[STATE_MSRS_MAX];
 };
+static_assert(offsetof(struct msrs, entries) == offsetof(struct kvm_msrs, entries), "as the kernel has it");
 
 static int tsc_offset(const struct vcpu *vcpu, bool set, uint64_t *value)
 {
@@ -56,14 +58,13 @@ static int tsc_offset(const struct vcpu *vcpu, bool set, uint64_t *value)
  */
 int machine_find_msrs(struct machine *machine)
 {
-    struct {
-        struct kvm_msr_list head;
-        uint32_t indices[MSRS_MAX];
-    } list = {.head = {.nmsrs = MSRS_MAX}};
+    struct { /* struct kvm_msr_list */
+        uint32_t count, indices[MSRS_MAX];
+    } list = {.count = MSRS_MAX};
     const struct vcpu *vcpu = &machine->vcpus[0];
     int r = kvm_call(machine->kvm, KVM_GET_MSR_INDEX_LIST, &list);
-    for (uint32_t i = 0; r >= 0 && i < list.head.nmsrs && i < MSRS_MAX; i++) {
-        struct msrs one = {.head = {.nmsrs = 1}, .entries = {{.index = list.head.indices[i]}}};
+    for (uint32_t i = 0; r >= 0 && i < list.count && i < MSRS_MAX; i++) {
+        struct msrs one = {.count = 1, .entries = {{.index = list.indices[i]}}};
         if (one.entries[0].index == MSR_TSC)
             continue; /* by its offset */
         if (ioctl(vcpu->fd, KVM_GET_MSRS, &one) == 1 && ioctl(vcpu->fd, KVM_SET_MSRS, &one) == 1)
@@ -154,7 +155,7 @@ static int save_from(const struct vcpu *vcpu, struct record_writer *writer, unsi
 static int save_msrs(const struct vcpu *vcpu, struct record_writer *writer)
 {
     const struct machine *machine = vcpu->machine;
-    struct msrs msrs = {.head = {.nmsrs = machine->msr_count}};
+    struct msrs msrs = {.count = machine->msr_count};
     for (unsigned i = 0; i < machine->msr_count; i++)
         msrs.entries[i].index = machine->msrs[i];
     int r = kvm_call(vcpu->fd, KVM_GET_MSRS, &msrs);
@@ -163,7 +164,7 @@ static int save_msrs(const struct vcpu *vcpu, struct record_writer *writer)
     if ((unsigned)r != machine->msr_count)
         return error_set(-EIO, "KVM_GET_MSRS: 0x%x cannot be read", machine->msrs[r]);
     put(writer, STATE_MSRS, vcpu->index, &msrs,
-        sizeof msrs.head + machine->msr_count * sizeof msrs.entries[0]);
+        offsetof(struct msrs, entries) + machine->msr_count * sizeof msrs.entries[0]);
     return 0;
 }
 
