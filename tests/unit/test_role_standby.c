@@ -676,6 +676,42 @@ static void test_stop(void **state)
     assert_int_equal(kit.actions.count, 0);
 }
 
+/* The arbiter may give the right while the operator stops the engine: then somebody must run the guest. */
+static void test_stop_while_arbitrating(void **state)
+{
+    (void)state;
+    protect(arbitrated());
+    run_until(ACTION_ARBITRATE);
+    say(EVENT_STOP);
+    expect_no(ACTION_EXIT);
+    say(EVENT_ARBITER, .arbiter = ARBITER_WON, .generation = 2);
+    expect(ACTION_TAKEOVER);
+    expect_no(ACTION_EXIT);
+    say(EVENT_RUNNING);
+    expect(ACTION_EXIT);
+    expect_state(STANDBY_ENDED);
+    kit_end(NULL);
+
+    for (enum role_arbiter answer = ARBITER_LOST; answer <= ARBITER_UNFENCED; answer++) {
+        protect(arbitrated());
+        run_until(ACTION_ARBITRATE);
+        say(EVENT_STOP);
+        expect_no(ACTION_EXIT);
+        say(EVENT_ARBITER, .arbiter = answer, .generation = 2);
+        expect_no(ACTION_TAKEOVER);
+        expect(ACTION_EXIT);
+        expect_state(STANDBY_ENDED);
+        kit_end(NULL);
+    }
+
+    /* Said twice. */
+    protect(arbitrated());
+    run_until(ACTION_ARBITRATE);
+    say(EVENT_STOP);
+    say(EVENT_STOP);
+    expect(ACTION_EXIT);
+}
+
 static void test_set_up_is_bounded(void **state)
 {
     (void)state;
@@ -722,6 +758,7 @@ int main(void)
         unit(test_guest_breaks_while_the_arbiter_is_asked),
         unit(test_active),
         unit(test_stop),
+        unit(test_stop_while_arbitrating),
         unit(test_set_up_is_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
