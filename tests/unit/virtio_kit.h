@@ -15,7 +15,8 @@
  * A machine of memory and devices, and the driver's side of virtio over MMIO, written for tests. The I/O
  * thread is the test itself (io_turn()) unless it says kit_start().
  *
- *     RAM: queues' rings at KIT_RINGS, 64 KiB each; buffers from KIT_BUFFERS on
+ *     RAM: queues' rings at KIT_RINGS, 64 KiB each, the used ring across two pages; buffers from KIT_BUFFERS
+ * on
  */
 
 #define KIT_RAM_BYTES (4u << 20)
@@ -164,7 +165,7 @@ static inline uint16_t *kit_u16(struct kit_queue *queue, uint32_t gpa)
 static inline struct kit_queue kit_queue(struct kit *kit, unsigned number, uint16_t size)
 {
     uint32_t at = KIT_RINGS + 0x10000 * number;
-    struct kit_queue queue = {kit, number, size, at, at + 0x2000, at + 0x3000, 0, 0, 0};
+    struct kit_queue queue = {kit, number, size, at, at + 0x2000, at + 0x3ffc, 0, 0, 0};
     memset(kit_at(kit, at), 0, 0x10000);
     kit_write(kit, REG_QUEUE_SELECT, number);
     assert_true(kit_read(kit, REG_QUEUE_SIZE_MAX) >= size);

@@ -175,8 +175,6 @@ static void write_ready(struct virtio *virtio, struct virtqueue *queue, uint32_t
         queue->indirect = virtio->accepted & VIRTIO_F_INDIRECT;
         if (virtqueue_start(queue))
             virtio_break(virtio);
-        else
-            io_ask(&virtio->work);
     }
 }
 

@@ -440,7 +440,11 @@ int virtio_block_new(struct device **ret_device, const struct virtio_place *plac
         config.discard_sector_alignment = to_le32(1);
         config.write_zeroes_may_unmap = 1;
     }
-    block_tell_init(block, place->io);
+    rc = block_tell_init(block, place->io);
+    if (rc) {
+        free(block);
+        return error_add(rc, "disk '%s'", name);
+    }
     virtio_init(&block->virtio, &kind, place, features, &config, sizeof config);
     *ret_device = &block->virtio.device;
     return 0;

@@ -52,19 +52,20 @@ struct block {
 
     /* Telling (virtio_block_tell.c). Guarded by tell_lock, which is taken after io's lock. */
     pthread_mutex_t tell_lock;
-    pthread_cond_t tell_more;
+    pthread_cond_t tell_changed;
     pthread_t teller;
-    bool telling; /* there is a teller */
-    bool tell_stop;
-    bool lost; /* told so: nothing more is told */
+    bool telling, tell_stop;
+    bool lost;              /* told so: nothing more is told */
+    unsigned to_tell_count; /* of to_tell, and what the teller is telling */
     struct vmm_disk_sink sink;
     uint32_t disk;
     struct block_list to_tell, told;
     struct io_work told_work;
 };
 
-void block_tell_init(struct block *block, struct io *io);
-/* As virtio_block_tell(..., NULL), and free what telling needs. */
+/* Starts the teller. */
+int block_tell_init(struct block *block, struct io *io);
+/* Ends it. */
 void block_tell_end(struct block *block);
 /* A change is made (or has failed). True: block_told() will be called when somebody has been told of it. */
 bool block_tell_later(struct block_request *request);

@@ -115,8 +115,7 @@ static int add_piece(struct virtqueue *queue, struct virtqueue_chain *chain,
         return error_set(-EPROTO, "request %u: %u bytes at 0x%" PRIx64 " are not in RAM", chain->head, bytes,
                          gpa);
     unsigned at = chain->out_count + chain->in_count;
-    if (at == VIRTQUEUE_PIECES_MAX)
-        return bad_chain(chain->head, "too many pieces");
+    assert(at < VIRTQUEUE_PIECES_MAX); /* walks are bounded by it */
     chain->pieces[at] = (struct iovec){host, bytes};
     chain->gpas[at] = gpa;
     *total += bytes;
