@@ -109,9 +109,10 @@ static void unmake(struct world *world)
 {
     fuzz_require(bus_quiesce(&world->bus) == 0);
     guest_memory_take_dirty(&world->memory, 0, &world->marks);
-    io_free(world->io);
-    output_free(world->output);
+    io_stop(world->io);
     bus_free(&world->bus);
+    output_free(world->output);
+    io_free(world->io);
     guest_memory_free(&world->memory);
 }
 
@@ -145,6 +146,12 @@ static void move(struct world *world, size_t at, uint8_t spoil)
     fuzz_require(bus_quiesce(&world->bus) == 0);
     size_t bytes = save(world, state);
     unmake(world);
+    /* The other host's disk is what was told; or, if it was lost, it is copied anew. */
+    if (world->kind == BLOCK && world->told_lost)
+        fuzz_require(pread(world->disk, world->told, DISK_BYTES, 0) == DISK_BYTES);
+    else if (world->kind == BLOCK)
+        fuzz_require(pwrite(world->disk, world->told, DISK_BYTES, 0) == DISK_BYTES);
+    world->told_lost = false;
     make(world);
     state[at % bytes] ^= spoil;
     int rc = load(world, state, bytes);
@@ -303,6 +310,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (unsigned ops = 0; input.left && ops < 400; ops++)
         play(&world, &input);
     turn(&world);
+    while (((const struct virtio *)world.bus.devices[0])->under_way)
+        fuzz_require(io_turn(world.io, 10) == 0);
     unmake(&world);
     check(&world);
     close(world.inside);

@@ -437,7 +437,8 @@ enum {
     AT_READY = 60,
     AT_SIZE = 61,
     AT_DESCRIPTORS = 63,
-    AT_KNOWN = 91,
+    AT_TAKEN = 87,
+    AT_KNOWN = 93,
 };
 
 static void bad_states_are_refused_by_name(void **state)
@@ -463,6 +464,7 @@ static void bad_states_are_refused_by_name(void **state)
         {AT_SIZE, 1, {7}, -EBADMSG, "queue 0: a queue of size 7"},
         {AT_DESCRIPTORS, 1, {8}, -EBADMSG, "queue 0: the descriptor table at 0x10008 is not aligned"},
         {AT_DESCRIPTORS + 7, 1, {1}, -EBADMSG, "not in RAM"},
+        {AT_TAKEN, 1, {2}, -EBADMSG, "queue 0 has 1 requests under way"},
         {AT_KNOWN, 1, {9}, -EBADMSG, "a flag of 9"},
     };
     ask(KIT_BUFFERS, 8);

@@ -15,30 +15,6 @@
  * Requests come to it in `to_tell` and go back to the devices' thread in `told`.
  */
 
-static void list_clear(struct block_list *list)
-{
-    list->first = NULL;
-    list->end = &list->first;
-}
-
-static void list_add(struct block_list *list, struct block_request *request)
-{
-    request->next_told = NULL;
-    *list->end = request;
-    list->end = &request->next_told;
-}
-
-static struct block_request *list_take(struct block_list *list)
-{
-    struct block_request *request = list->first;
-    if (!request)
-        return NULL;
-    list->first = request->next_told;
-    if (!list->first)
-        list->end = &list->first;
-    return request;
-}
-
 static enum vmm_disk_op op_of(const struct block_request *request)
 {
     if (request->type == BLOCK_DISCARD)
@@ -66,7 +42,7 @@ static void *teller(void *argument)
     struct block *block = argument;
     scope_lock(&block->tell_lock);
     for (;;) {
-        struct block_request *request = list_take(&block->to_tell);
+        struct block_request *request = block_list_take(&block->to_tell);
         if (!request) {
             if (block->tell_stop)
                 return NULL;
@@ -79,7 +55,7 @@ static void *teller(void *argument)
             pthread_mutex_lock(&block->tell_lock);
             block->lost = !kept;
         }
-        list_add(&block->told, request);
+        block_list_add(&block->told, request);
         block->to_tell_count--;
         pthread_cond_broadcast(&block->tell_changed);
         io_ask(&block->told_work);
@@ -92,7 +68,7 @@ bool block_tell_later(struct block_request *request)
     scope_lock(&block->tell_lock);
     if (!block->telling || block->lost)
         return false;
-    list_add(&block->to_tell, request);
+    block_list_add(&block->to_tell, request);
     block->to_tell_count++;
     pthread_cond_broadcast(&block->tell_changed);
     return true;
@@ -103,7 +79,7 @@ static void on_told(struct io_work *work)
     struct block *block = (struct block *)((char *)work - offsetof(struct block, told_work));
     for (;;) {
         pthread_mutex_lock(&block->tell_lock);
-        struct block_request *request = list_take(&block->told);
+        struct block_request *request = block_list_take(&block->told);
         pthread_mutex_unlock(&block->tell_lock);
         if (!request)
             return;
@@ -115,8 +91,8 @@ int block_tell_init(struct block *block, struct io *io)
 {
     pthread_mutex_init(&block->tell_lock, NULL);
     pthread_cond_init(&block->tell_changed, NULL);
-    list_clear(&block->to_tell);
-    list_clear(&block->told);
+    block_list_clear(&block->to_tell);
+    block_list_clear(&block->told);
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the other threads */

@@ -7,8 +7,8 @@
 #include "vmm/vmm.h"
 
 /*
- * The devices. Each begins quiet and is handed to bus_add(); the bus frees it, after io_free() has ended the
- * thread that works for it, or before io_start(). -ENOMEM and what is said besides.
+ * The devices. Each begins quiet and is handed to bus_add(). The end comes in this order: bus_quiesce(),
+ * io_stop(), bus_free(), output_free(), io_free(). -ENOMEM and what is said besides.
  */
 
 /* Entropy from getrandom(). */
