@@ -15,7 +15,8 @@
  * A machine of memory and devices, and the driver's side of virtio over MMIO, written for tests. The I/O
  * thread is the test itself (io_turn()) unless it says kit_start().
  *
- *     RAM: queues' rings at KIT_RINGS, 64 KiB each; buffers from KIT_BUFFERS on
+ *     RAM: queues' rings at KIT_RINGS, 64 KiB each, the used ring across two pages; buffers from KIT_BUFFERS
+ * on
  */
 
 #define KIT_RAM_BYTES (4u << 20)
@@ -27,6 +28,7 @@ struct kit {
     uint8_t *ram;
     struct guest_memory memory;
     struct io *io;
+    struct output *output; /* NULL if no device has output */
     struct bus bus;
     bool line; /* atomic: the interrupt line */
     bool threaded;
@@ -53,8 +55,10 @@ static inline struct kit *kit_new(const struct kit *like)
 
 static inline void kit_free(struct kit *kit)
 {
-    io_free(kit->io);
+    io_stop(kit->io);
     bus_free(&kit->bus);
+    output_free(kit->output);
+    io_free(kit->io);
     guest_memory_free(&kit->memory);
     munmap(kit->ram, KIT_RAM_BYTES);
     free(kit);
@@ -164,7 +168,7 @@ static inline uint16_t *kit_u16(struct kit_queue *queue, uint32_t gpa)
 static inline struct kit_queue kit_queue(struct kit *kit, unsigned number, uint16_t size)
 {
     uint32_t at = KIT_RINGS + 0x10000 * number;
-    struct kit_queue queue = {kit, number, size, at, at + 0x2000, at + 0x3000, 0, 0, 0};
+    struct kit_queue queue = {kit, number, size, at, at + 0x2000, at + 0x3ffc, 0, 0, 0};
     memset(kit_at(kit, at), 0, 0x10000);
     kit_write(kit, REG_QUEUE_SELECT, number);
     assert_true(kit_read(kit, REG_QUEUE_SIZE_MAX) >= size);
@@ -229,7 +233,10 @@ static inline uint16_t kit_wait(struct kit_queue *queue, uint32_t *ret_written)
 {
     uint64_t end = clock_now_ns() + 10 * NS_PER_S;
     while (!kit_done(queue)) {
-        assert_true(clock_now_ns() < end);
+        if (clock_now_ns() > end)
+            fail_msg("queue %u: nothing done of %u, after %u; status 0x%x (%s)", queue->number, queue->pushed,
+                     queue->seen, kit_read(queue->kit, REG_STATUS),
+                     ((const struct virtio *)queue->kit->bus.devices[0])->trouble);
         if (queue->kit->threaded)
             usleep(50);
         else

@@ -21,6 +21,7 @@ struct io {
     uint64_t woken; /* where the wake-up's read goes */
     struct io_request wake;
     struct io_work *works;
+    unsigned on_files; /* requests under way that the kernel may use memory of devices for */
     pthread_mutex_t lock;
     pthread_cond_t progress; /* something was done */
     pthread_t thread;
@@ -45,6 +46,16 @@ static struct io_uring_sqe *next_sqe(struct io *io)
         sqe = io_uring_get_sqe(&io->ring);
     }
     return sqe;
+}
+
+/* The request that has been done. */
+static struct io_request *take(struct io *io, struct io_uring_cqe *cqe)
+{
+    struct io_request *request = io_uring_cqe_get_data(cqe);
+    io->on_files -= request->on_file;
+    request->on_file = false;
+    io_uring_cqe_seen(&io->ring, cqe);
+    return request;
 }
 
 static void wait_for_wake(struct io *io)
@@ -111,17 +122,34 @@ static void wake(struct io *io)
     (void)put;
 }
 
-void io_free(struct io *io)
+/* The end of a ring does not end what it was asked for: a write could go on from memory that is freed. */
+static void drain(struct io *io)
 {
-    if (!io)
-        return;
+    struct io_uring_cqe *cqe;
+    while (io->on_files && io_uring_submit_and_wait(&io->ring, 1) >= 0)
+        while (io_uring_peek_cqe(&io->ring, &cqe) == 0)
+            take(io, cqe);
+}
+
+void io_stop(struct io *io)
+{
     if (io->threaded) {
         __atomic_store_n(&io->stop, true, __ATOMIC_RELEASE);
         wake(io);
         pthread_join(io->thread, NULL);
+        io->threaded = false;
     }
-    if (io->ring_made)
+    drain(io);
+}
+
+void io_free(struct io *io)
+{
+    if (!io)
+        return;
+    if (io->ring_made) {
+        io_stop(io);
         io_uring_queue_exit(&io->ring);
+    }
     if (io->wake_fd >= 0)
         close(io->wake_fd);
     pthread_cond_destroy(&io->progress);
@@ -151,9 +179,8 @@ int io_turn(struct io *io, int wait_ms)
         return error_errno(rc, "devices: io_uring");
     io_lock(io);
     while (io_uring_peek_cqe(&io->ring, &cqe) == 0) {
-        struct io_request *request = io_uring_cqe_get_data(cqe);
         int result = cqe->res;
-        io_uring_cqe_seen(&io->ring, cqe);
+        struct io_request *request = take(io, cqe);
         request->done(request, result);
     }
     for (struct io_work *work = io->works; work; work = work->next)
@@ -215,12 +242,19 @@ void io_poll(struct io *io, struct io_request *request, int fd, short events)
     io_uring_sqe_set_data(sqe, request);
 }
 
+static void set_file_request(struct io *io, struct io_uring_sqe *sqe, struct io_request *request)
+{
+    io_uring_sqe_set_data(sqe, request);
+    request->on_file = true;
+    io->on_files++;
+}
+
 void io_readv(struct io *io, struct io_request *request, int fd, const struct iovec *iov, unsigned count,
               uint64_t offset)
 {
     struct io_uring_sqe *sqe = next_sqe(io);
     io_uring_prep_readv(sqe, fd, iov, count, offset);
-    io_uring_sqe_set_data(sqe, request);
+    set_file_request(io, sqe, request);
 }
 
 void io_write(struct io *io, struct io_request *request, int fd, const void *from, unsigned bytes,
@@ -229,14 +263,14 @@ void io_write(struct io *io, struct io_request *request, int fd, const void *fro
     struct io_uring_sqe *sqe = next_sqe(io);
     io_uring_prep_write(sqe, fd, from, bytes, offset);
     sqe->rw_flags = rw_flags;
-    io_uring_sqe_set_data(sqe, request);
+    set_file_request(io, sqe, request);
 }
 
 void io_fdatasync(struct io *io, struct io_request *request, int fd)
 {
     struct io_uring_sqe *sqe = next_sqe(io);
     io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    io_uring_sqe_set_data(sqe, request);
+    set_file_request(io, sqe, request);
 }
 
 void io_fallocate(struct io *io, struct io_request *request, int fd, int mode, uint64_t offset,
@@ -244,5 +278,5 @@ void io_fallocate(struct io *io, struct io_request *request, int fd, int mode, u
 {
     struct io_uring_sqe *sqe = next_sqe(io);
     io_uring_prep_fallocate(sqe, fd, mode, offset, bytes);
-    io_uring_sqe_set_data(sqe, request);
+    set_file_request(io, sqe, request);
 }

@@ -23,6 +23,7 @@ struct io;
 
 struct io_request {
     void (*done)(struct io_request *, int result); /* result as of the system call, negative errno */
+    bool on_file;                                  /* io's own: it reads or writes a file */
 };
 
 struct io_work {
@@ -36,7 +37,10 @@ struct io_work {
 int io_new(struct io **ret_io);
 /* From now on a thread turns. Without it the owner does: io_turn(). */
 int io_start(struct io *io);
-/* Ends the thread. What is under way is dropped without its `done`. NULL. */
+/* Ends the thread, and waits for what is under way on files, for as long as the end of the process would.
+ * Nothing is done any more, but devices may still ask until they are freed; io is freed last. */
+void io_stop(struct io *io);
+/* NULL. */
 void io_free(struct io *io);
 
 void io_lock(struct io *io);

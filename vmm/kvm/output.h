@@ -38,7 +38,7 @@ struct output_events {
 /* Each port holds at most `held_bytes_max` (at least OUTPUT_BYTES_MAX). -ENOMEM, -EINVAL. */
 int output_new(struct output **ret_output, struct io *io, uint64_t held_bytes_max,
                const struct output_events *events);
-/* After io_free(), and after the devices that push. What is held is lost. NULL. */
+/* After io_stop(), and after the devices that push. What is held is lost. NULL. */
 void output_free(struct output *output);
 
 /* Before io_start(). `fd` stays the caller's and must outlive io; it is made non-blocking. `room(ctx)`, may

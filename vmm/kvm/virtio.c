@@ -121,12 +121,19 @@ static void run(struct io_work *work)
         virtio->kind->work(virtio);
 }
 
+static void reset_queue(struct virtio *virtio, unsigned queue)
+{
+    virtqueue_reset(&virtio->queues[queue]);
+    if (virtio->kind->lasting.forget)
+        virtio->kind->lasting.forget(virtio);
+}
+
 /* What is under way is over: forget the driver. */
 static void forget(struct virtio *virtio)
 {
     assert(virtio->under_way == 0);
     for (unsigned i = 0; i < virtio->kind->queue_count; i++)
-        virtqueue_reset(&virtio->queues[i]);
+        reset_queue(virtio, i);
     virtio->status = 0;
     virtio->accepted = 0;
     virtio->features_select = virtio->accepted_select = virtio->queue_select = 0;
@@ -134,10 +141,12 @@ static void forget(struct virtio *virtio)
     interrupt(virtio, 0, UINT32_MAX);
 }
 
-/* Take nothing more, and wait for what is under way. The lock is given up meanwhile. */
+/* Take nothing more, and wait for all that is under way. The lock is given up meanwhile. */
 static int drain(struct virtio *virtio)
 {
     virtio->stopping = true;
+    if (virtio->kind->lasting.settle)
+        virtio->kind->lasting.settle(virtio);
     int rc = io_wait_zero(virtio->io, &virtio->under_way, DRAIN_NS);
     virtio->stopping = false;
     if (rc)
@@ -169,14 +178,12 @@ static void write_ready(struct virtio *virtio, struct virtqueue *queue, uint32_t
 {
     if (value == 0 && queue->ready) {
         if (drain(virtio) == 0)
-            virtqueue_reset(queue);
+            reset_queue(virtio, virtio->queue_select);
     } else if (value == 1 && !queue->ready && (virtio->status & FEATURES_OK)) {
         queue->event_idx = virtio->accepted & VIRTIO_F_EVENT_IDX;
         queue->indirect = virtio->accepted & VIRTIO_F_INDIRECT;
         if (virtqueue_start(queue))
             virtio_break(virtio);
-        else
-            io_ask(&virtio->work);
     }
 }
 
@@ -300,7 +307,7 @@ static int quiesce(struct device *device)
     struct virtio *virtio = (struct virtio *)device;
     io_lock(virtio->io);
     virtio->quiet = true;
-    int rc = io_wait_zero(virtio->io, &virtio->under_way, DRAIN_NS);
+    int rc = io_wait_zero(virtio->io, &virtio->touching, DRAIN_NS);
     io_unlock(virtio->io);
     return rc;
 }
@@ -319,7 +326,8 @@ static void reset(struct device *device)
     struct virtio *virtio = (struct virtio *)device;
     io_lock(virtio->io);
     assert(virtio->quiet);
-    forget(virtio);
+    if (drain(virtio) == 0)
+        forget(virtio);
     io_unlock(virtio->io);
 }
 
@@ -336,13 +344,12 @@ static void free_device(struct device *device)
 
 static void save_queue(const struct virtqueue *queue, struct record_writer *to)
 {
-    /* Of a quiet device everything that was taken has come back, so one index says it all. */
-    assert(queue->next_available == queue->next_used);
     record_put_u8(to, queue->ready);
     record_put_u16(to, queue->size);
     record_put_u64(to, queue->descriptors);
     record_put_u64(to, queue->available);
     record_put_u64(to, queue->used);
+    record_put_u16(to, queue->next_available);
     record_put_u16(to, queue->next_used);
     record_put_u16(to, queue->signalled);
     record_put_u8(to, queue->signalled_known);
@@ -352,7 +359,7 @@ static void save(struct device *device, struct record_writer *to)
 {
     struct virtio *virtio = (struct virtio *)device;
     io_lock(virtio->io);
-    assert(virtio->quiet && virtio->under_way == 0);
+    assert(virtio->quiet && virtio->touching == 0);
     record_put_u64(to, virtio->features);
     record_put_u32(to, virtio->config_bytes);
     record_put(to, virtio->config, virtio->config_bytes);
@@ -365,6 +372,8 @@ static void save(struct device *device, struct record_writer *to)
     record_put_u32(to, virtio->kind->queue_count);
     for (unsigned i = 0; i < virtio->kind->queue_count; i++)
         save_queue(&virtio->queues[i], to);
+    if (virtio->kind->lasting.save)
+        virtio->kind->lasting.save(virtio, to);
     io_unlock(virtio->io);
 }
 
@@ -376,7 +385,8 @@ static int load_queue(const struct virtio *virtio, struct virtqueue *queue, unsi
     queue->descriptors = record_take_u64(from);
     queue->available = record_take_u64(from);
     queue->used = record_take_u64(from);
-    queue->next_available = queue->next_used = record_take_u16(from);
+    queue->next_available = record_take_u16(from);
+    queue->next_used = record_take_u16(from);
     queue->signalled = record_take_u16(from);
     uint8_t known = record_take_u8(from);
     if (ready > 1 || known > 1)
@@ -388,6 +398,9 @@ static int load_queue(const struct virtio *virtio, struct virtqueue *queue, unsi
         return error_set(-EBADMSG, "queue %u is ready before the features are agreed", number);
     if (ready && virtqueue_start(queue))
         return error_add(-EBADMSG, "queue %u", number);
+    uint16_t taken = (uint16_t)(queue->next_available - queue->next_used);
+    if (taken && (!ready || !virtio->kind->lasting.load))
+        return error_set(-EBADMSG, "queue %u has %u requests under way", number, taken);
     return 0;
 }
 
@@ -439,6 +452,9 @@ static int load_locked(struct virtio *virtio, struct record *from)
     rc = check_registers(virtio, interrupts);
     for (unsigned i = 0; !rc && i < queue_count; i++)
         rc = load_queue(virtio, &virtio->queues[i], i, from);
+    const struct virtqueue *first = &virtio->queues[0];
+    if (!rc && virtio->kind->lasting.load)
+        rc = virtio->kind->lasting.load(virtio, from, (uint16_t)(first->next_available - first->next_used));
     if (!rc)
         interrupt(virtio, interrupts, 0);
     return rc;

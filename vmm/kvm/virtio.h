@@ -11,8 +11,8 @@
  * section 4.2), features, queues, interrupts, state record.
  *
  * A device is quiet, or works on its queues on io's thread (struct virtio_kind.work). Whatever of a queue may
- * have been noticed or not, work() looks at all of it, so nothing but indices has to be remembered when a
- * device becomes quiet, and resume() simply asks for work.
+ * have been noticed or not, work() looks at all of it, so little has to be remembered when a device becomes
+ * quiet, and resume() simply asks for work.
  *
  * Lock: io's guards all of this but the interrupt, which has a lock of its own.
  */
@@ -35,6 +35,17 @@ struct virtio_kind {
     uint16_t queue_size;
     /* Work on all queues as far as possible. Called with the lock, of a device that virtio_runs(). */
     void (*work)(struct virtio *);
+    /* A kind whose requests outlast a pause (`lasting` below) has all of these, others none. */
+    struct {
+        /* Push what ended while the device was quiet. */
+        void (*settle)(struct virtio *);
+        /* The queue is reset: forget what was to be begun again. */
+        void (*forget)(struct virtio *);
+        /* What was taken and not pushed, in the order in which it must be begun again. */
+        void (*save)(struct virtio *, struct record_writer *);
+        /* `count` requests are to be begun again by work(). -EBADMSG. */
+        int (*load)(struct virtio *, struct record *, unsigned count);
+    } lasting;
     /* Free what the kind has beside; the object itself is freed behind. May be NULL. */
     void (*free)(struct virtio *);
 };
@@ -64,6 +75,7 @@ struct virtio {
     struct virtqueue queues[VIRTIO_QUEUES_MAX];
 
     unsigned under_way; /* requests that the kind has taken and not pushed */
+    unsigned touching; /* of these, those that write to RAM and end before the device is quiet; others last */
     bool quiet;
     bool stopping;     /* a reset, or the stop of a queue, waits for what is under way */
     char trouble[160]; /* why it needs a reset */

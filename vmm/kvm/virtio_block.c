@@ -30,6 +30,11 @@
  * the guest when it was made and told. It may come back before it is stable, as from any disk with a cache,
  * unless the driver knows no flush.
  *
+ * A pause waits for reads alone, which write to guest RAM: a flush of a slow disk would make it as long. All
+ * else lasts: what ends while the device is quiet is kept and pushed afterwards, and the state names it as
+ * taken, so that another host begins it again. That does no harm: the guest has not been told of it, it is
+ * the same request, and what it overlaps with waits for it there as well.
+ *
  * A change that fails leaves the disk with unknown content there. Whoever is told hears that as the loss of
  * the disk, and copies it again.
  */
@@ -89,9 +94,8 @@ static void finish(struct block_request *request)
 {
     struct block *block = request->block;
     struct virtqueue *queue = &block->virtio.queues[0];
-    bool reads = request->type == BLOCK_IN && request->bytes;
     bool ok = request->status == BLOCK_OK;
-    if (reads) /* the kernel may have written anywhere in it, even if it failed */
+    if (request->type == BLOCK_IN) /* the kernel may have written anywhere in it, even if it failed */
         virtqueue_chain_mark(queue, &request->chain, 0, request->bytes);
     virtqueue_chain_write(queue, &request->chain, request->chain.in_bytes - 1, &request->status, 1);
     uint32_t written = ok ? request->chain.in_bytes : request->chain.in_bytes == 1;
@@ -109,23 +113,42 @@ static void finish(struct block_request *request)
             at = &(*at)->next_change;
         *at = request->next_change;
     }
+    request->used = false;
     request->next_free = block->unused;
     block->unused = request;
     block->virtio.under_way--;
+    block->virtio.touching -= request->type == BLOCK_IN;
     start_waiting(block);
     io_ask(&block->virtio.work); /* there may be more in the queue than there was room for */
+}
+
+/* The disk is done with it, and who is told. A quiet device pushes nothing but what it waits for. */
+static void finish_or_keep(struct block_request *request)
+{
+    struct block *block = request->block;
+    if (block->virtio.quiet && !block->virtio.stopping && request->type != BLOCK_IN)
+        block_list_add(&block->ended, request);
+    else
+        finish(request);
+}
+
+static void settle(struct virtio *virtio)
+{
+    struct block_request *request;
+    while ((request = block_list_take(&((struct block *)virtio)->ended)))
+        finish(request);
 }
 
 static void end(struct block_request *request, uint8_t status)
 {
     request->status = status;
     if (!request->changes || !block_tell_later(request))
-        finish(request);
+        finish_or_keep(request);
 }
 
 void block_told(struct block_request *request)
 {
-    finish(request);
+    finish_or_keep(request);
 }
 
 /* --- io_uring --- */
@@ -315,34 +338,34 @@ static void start(struct block_request *request, const struct request_header *he
     }
 }
 
-static int take_one(struct virtio *virtio)
+/* request->chain is a request, `fresh` from the queue or one that another host had begun. 1: it is begun; 0:
+ * it is none, and the device is broken; -EAGAIN: not now, the end of another write lets it in. */
+static int begin(struct block_request *request, bool fresh)
 {
-    struct block *block = (struct block *)virtio;
-    struct block_request *request = block->unused;
-    if (!request)
-        return -EAGAIN; /* the end of another lets it in */
-    if (!virtio_peek(virtio, 0, &request->chain))
-        return 0;
+    struct block *block = request->block;
     struct request_header header;
     struct virtqueue_chain *chain = &request->chain;
     if (chain->out_bytes < sizeof header || chain->in_bytes == 0) {
         error_set(-EPROTO, "request %u: %u bytes to read, %u to write: no request", chain->head,
                   chain->out_bytes, chain->in_bytes);
-        virtio_break(virtio);
+        virtio_break(&block->virtio);
         return 0;
     }
     virtqueue_chain_read(chain, 0, &header, sizeof header);
     request->type = from_le32(header.type);
     request->bytes = request->type == BLOCK_IN ? chain->in_bytes - 1 : chain->out_bytes - sizeof header;
     if (request->type == BLOCK_OUT && block->copies_bytes && request->bytes <= DATA_BYTES_MAX &&
-        request->bytes > COPIES_BYTES_MAX - block->copies_bytes)
-        return -EAGAIN; /* the end of another write lets it in */
+        request->bytes + block->copies_bytes > COPIES_BYTES_MAX)
+        return -EAGAIN;
     request->offset = request->done = 0;
     request->tries = 0;
     request->changes = request->started = request->syncing = false;
+    request->used = true;
     block->unused = request->next_free;
-    virtio->under_way++;
-    virtqueue_advance(&virtio->queues[0]);
+    block->virtio.under_way++;
+    block->virtio.touching += request->type == BLOCK_IN;
+    if (fresh)
+        virtqueue_advance(&block->virtio.queues[0]);
     if (request->bytes > DATA_BYTES_MAX)
         end(request, BLOCK_IOERR);
     else
@@ -350,9 +373,77 @@ static int take_one(struct virtio *virtio)
     return 1;
 }
 
+static int take_one(struct virtio *virtio)
+{
+    struct block *block = (struct block *)virtio;
+    struct block_request *request = block->unused;
+    if (!request)
+        return -EAGAIN; /* the end of another lets it in */
+    return virtio_peek(virtio, 0, &request->chain) ? begin(request, true) : 0;
+}
+
+/* What another host had taken and not pushed comes first. Returns whether all of it is begun. */
+static bool begin_again(struct block *block)
+{
+    struct virtio *virtio = &block->virtio;
+    while (block->again_at < block->again_count) {
+        struct block_request *request = block->unused; /* there are as many as the queue is long */
+        if (virtqueue_walk(&virtio->queues[0], block->again[block->again_at], &request->chain)) {
+            virtio_break(virtio);
+            return false;
+        }
+        if (begin(request, false) <= 0)
+            return false;
+        block->again_at++;
+    }
+    return true;
+}
+
 static void work(struct virtio *virtio)
 {
-    virtio_work_queue(virtio, 0, take_one); /* what is pushed was signalled, now or later */
+    struct block *block = (struct block *)virtio;
+    settle(virtio);
+    if (virtio_queue_runs(virtio, 0) && begin_again(block))
+        virtio_work_queue(virtio, 0, take_one); /* what is pushed was signalled, now or later */
+}
+
+/* --- what lasts --- */
+
+static void forget(struct virtio *virtio)
+{
+    struct block *block = (struct block *)virtio;
+    block->again_count = block->again_at = 0;
+}
+
+/* Flushes concern what has been pushed, so among themselves and with changes they have no order. */
+static void save(struct virtio *virtio, struct record_writer *to)
+{
+    const struct block *block = (const struct block *)virtio;
+    for (const struct block_request *request = block->changes; request; request = request->next_change)
+        record_put_u16(to, request->chain.head);
+    for (unsigned i = 0; i < BLOCK_QUEUE_SIZE; i++)
+        if (block->requests[i].used && !block->requests[i].changes)
+            record_put_u16(to, block->requests[i].chain.head);
+    for (unsigned i = block->again_at; i < block->again_count; i++)
+        record_put_u16(to, block->again[i]);
+}
+
+/* A guest that lies may have had a head taken twice, or more than its queue is long; that is its own affair.
+ */
+static int load(struct virtio *virtio, struct record *from, unsigned count)
+{
+    struct block *block = (struct block *)virtio;
+    if (count > BLOCK_QUEUE_SIZE)
+        return error_set(-EBADMSG, "%u requests are under way, it can have %d", count, BLOCK_QUEUE_SIZE);
+    for (unsigned i = 0; i < count; i++) {
+        block->again[i] = record_take_u16(from);
+        if (block->again[i] >= virtio->queues[0].size)
+            return error_set(-EBADMSG, "request %u is under way in a queue of size %u", block->again[i],
+                             virtio->queues[0].size);
+    }
+    block->again_count = count;
+    block->again_at = 0;
+    return 0;
 }
 
 static void free_block(struct virtio *virtio)
@@ -372,6 +463,7 @@ static const struct virtio_kind kind = {
     .queue_count = 1,
     .queue_size = BLOCK_QUEUE_SIZE,
     .work = work,
+    .lasting = {settle, forget, save, load},
     .free = free_block,
 };
 
@@ -440,7 +532,12 @@ int virtio_block_new(struct device **ret_device, const struct virtio_place *plac
         config.discard_sector_alignment = to_le32(1);
         config.write_zeroes_may_unmap = 1;
     }
-    block_tell_init(block, place->io);
+    block_list_clear(&block->ended);
+    rc = block_tell_init(block, place->io);
+    if (rc) {
+        free(block);
+        return error_add(rc, "disk '%s'", name);
+    }
     virtio_init(&block->virtio, &kind, place, features, &config, sizeof config);
     *ret_device = &block->virtio.device;
     return 0;

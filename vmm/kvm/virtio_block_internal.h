@@ -28,9 +28,9 @@ struct block_request {
     char *data; /* OUT: the copy */
     unsigned tries;
     uint8_t status;
-    bool changes; /* it is in block->changes */
+    bool used, changes; /* it is under way; and in block->changes */
     bool started, syncing;
-    struct block_request *next_free, *next_change, *next_told;
+    struct block_request *next_free, *next_change, *next_listed;
     struct iovec pieces[VIRTQUEUE_PIECES_MAX];
 };
 
@@ -38,6 +38,30 @@ struct block_request {
 struct block_list {
     struct block_request *first, **end;
 };
+
+static inline void block_list_clear(struct block_list *list)
+{
+    list->first = NULL;
+    list->end = &list->first;
+}
+
+static inline void block_list_add(struct block_list *list, struct block_request *request)
+{
+    request->next_listed = NULL;
+    *list->end = request;
+    list->end = &request->next_listed;
+}
+
+static inline struct block_request *block_list_take(struct block_list *list)
+{
+    struct block_request *request = list->first;
+    if (!request)
+        return NULL;
+    list->first = request->next_listed;
+    if (!list->first)
+        list->end = &list->first;
+    return request;
+}
 
 struct block {
     struct virtio virtio;
@@ -49,22 +73,26 @@ struct block {
     struct block_request *changes; /* under way, in the order in which they came */
     unsigned waiting;              /* of these, those that are not started */
     uint64_t copies_bytes;
+    struct block_list ended;          /* while quiet: to be pushed */
+    uint16_t again[BLOCK_QUEUE_SIZE]; /* heads that another host had taken ... */
+    unsigned again_count, again_at;   /* ... and the next to be begun again */
 
     /* Telling (virtio_block_tell.c). Guarded by tell_lock, which is taken after io's lock. */
     pthread_mutex_t tell_lock;
-    pthread_cond_t tell_more;
+    pthread_cond_t tell_changed;
     pthread_t teller;
-    bool telling; /* there is a teller */
-    bool tell_stop;
-    bool lost; /* told so: nothing more is told */
+    bool telling, tell_stop;
+    bool lost;              /* told so: nothing more is told */
+    unsigned to_tell_count; /* of to_tell, and what the teller is telling */
     struct vmm_disk_sink sink;
     uint32_t disk;
     struct block_list to_tell, told;
     struct io_work told_work;
 };
 
-void block_tell_init(struct block *block, struct io *io);
-/* As virtio_block_tell(..., NULL), and free what telling needs. */
+/* Starts the teller. */
+int block_tell_init(struct block *block, struct io *io);
+/* Ends it. */
 void block_tell_end(struct block *block);
 /* A change is made (or has failed). True: block_told() will be called when somebody has been told of it. */
 bool block_tell_later(struct block_request *request);

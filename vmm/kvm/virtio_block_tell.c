@@ -15,30 +15,6 @@
  * Requests come to it in `to_tell` and go back to the devices' thread in `told`.
  */
 
-static void list_clear(struct block_list *list)
-{
-    list->first = NULL;
-    list->end = &list->first;
-}
-
-static void list_add(struct block_list *list, struct block_request *request)
-{
-    request->next_told = NULL;
-    *list->end = request;
-    list->end = &request->next_told;
-}
-
-static struct block_request *list_take(struct block_list *list)
-{
-    struct block_request *request = list->first;
-    if (!request)
-        return NULL;
-    list->first = request->next_told;
-    if (!list->first)
-        list->end = &list->first;
-    return request;
-}
-
 static enum vmm_disk_op op_of(const struct block_request *request)
 {
     if (request->type == BLOCK_DISCARD)
@@ -66,11 +42,11 @@ static void *teller(void *argument)
     struct block *block = argument;
     scope_lock(&block->tell_lock);
     for (;;) {
-        struct block_request *request = list_take(&block->to_tell);
+        struct block_request *request = block_list_take(&block->to_tell);
         if (!request) {
             if (block->tell_stop)
                 return NULL;
-            pthread_cond_wait(&block->tell_more, &block->tell_lock);
+            pthread_cond_wait(&block->tell_changed, &block->tell_lock);
             continue;
         }
         if (!block->lost) {
@@ -79,7 +55,9 @@ static void *teller(void *argument)
             pthread_mutex_lock(&block->tell_lock);
             block->lost = !kept;
         }
-        list_add(&block->told, request);
+        block_list_add(&block->told, request);
+        block->to_tell_count--;
+        pthread_cond_broadcast(&block->tell_changed);
         io_ask(&block->told_work);
     }
 }
@@ -90,8 +68,9 @@ bool block_tell_later(struct block_request *request)
     scope_lock(&block->tell_lock);
     if (!block->telling || block->lost)
         return false;
-    list_add(&block->to_tell, request);
-    pthread_cond_signal(&block->tell_more);
+    block_list_add(&block->to_tell, request);
+    block->to_tell_count++;
+    pthread_cond_broadcast(&block->tell_changed);
     return true;
 }
 
@@ -100,7 +79,7 @@ static void on_told(struct io_work *work)
     struct block *block = (struct block *)((char *)work - offsetof(struct block, told_work));
     for (;;) {
         pthread_mutex_lock(&block->tell_lock);
-        struct block_request *request = list_take(&block->told);
+        struct block_request *request = block_list_take(&block->told);
         pthread_mutex_unlock(&block->tell_lock);
         if (!request)
             return;
@@ -108,52 +87,49 @@ static void on_told(struct io_work *work)
     }
 }
 
-void block_tell_init(struct block *block, struct io *io)
+int block_tell_init(struct block *block, struct io *io)
 {
     pthread_mutex_init(&block->tell_lock, NULL);
-    pthread_cond_init(&block->tell_more, NULL);
-    list_clear(&block->to_tell);
-    list_clear(&block->told);
+    pthread_cond_init(&block->tell_changed, NULL);
+    block_list_clear(&block->to_tell);
+    block_list_clear(&block->told);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the other threads */
+    int rc = -pthread_create(&block->teller, NULL, teller, block);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc) {
+        pthread_cond_destroy(&block->tell_changed);
+        pthread_mutex_destroy(&block->tell_lock);
+        return error_errno(rc, "start the thread that tells of changes");
+    }
     block->told_work.run = on_told;
     io_work_add(io, &block->told_work);
-}
-
-static void stop(struct block *block)
-{
-    pthread_mutex_lock(&block->tell_lock);
-    bool telling = block->telling;
-    block->telling = false;
-    block->tell_stop = true;
-    pthread_cond_signal(&block->tell_more);
-    pthread_mutex_unlock(&block->tell_lock);
-    if (telling)
-        pthread_join(block->teller, NULL);
+    return 0;
 }
 
 void block_tell_end(struct block *block)
 {
-    stop(block);
-    pthread_cond_destroy(&block->tell_more);
+    pthread_mutex_lock(&block->tell_lock);
+    block->tell_stop = true;
+    pthread_cond_broadcast(&block->tell_changed);
+    pthread_mutex_unlock(&block->tell_lock);
+    pthread_join(block->teller, NULL);
+    pthread_cond_destroy(&block->tell_changed);
     pthread_mutex_destroy(&block->tell_lock);
 }
 
-int virtio_block_tell(struct device *device, const struct vmm_disk_sink *sink, uint32_t disk)
+void virtio_block_tell(struct device *device, const struct vmm_disk_sink *sink, uint32_t disk)
 {
     struct block *block = (struct block *)device;
-    stop(block);
-    if (!sink)
-        return 0;
     scope_lock(&block->tell_lock);
+    block->telling = false;
+    while (block->to_tell_count) /* who was told hears the rest */
+        pthread_cond_wait(&block->tell_changed, &block->tell_lock);
+    if (!sink)
+        return;
     block->sink = *sink;
     block->disk = disk;
-    block->lost = block->tell_stop = false;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = -pthread_create(&block->teller, NULL, teller, block);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (rc)
-        return error_errno(rc, "disk %u: start the thread that tells of its changes", disk);
+    block->lost = false;
     block->telling = true;
-    return 0;
 }

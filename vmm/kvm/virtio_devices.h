@@ -7,8 +7,8 @@
 #include "vmm/vmm.h"
 
 /*
- * The devices. Each begins quiet and is handed to bus_add(); the bus frees it, after io_free() has ended the
- * thread that works for it, or before io_start(). -ENOMEM and what is said besides.
+ * The devices. Each begins quiet and is handed to bus_add(). The end comes in this order: bus_quiesce(),
+ * io_stop(), bus_free(), output_free(), io_free(). -ENOMEM and what is said besides.
  */
 
 /* Entropy from getrandom(). */
@@ -21,10 +21,10 @@ int virtio_rng_new(struct device **ret_device, const struct virtio_place *place)
 int virtio_block_new(struct device **ret_device, const struct virtio_place *place, int fd, bool read_only,
                      const char *name);
 uint64_t virtio_block_bytes(const struct device *device);
-/* Tell `sink` (copied) of every change from now on, as of disk number `disk`; NULL: of none, and no call is
- * under way afterwards, which is waited for. By the guest's owner, whether the guest runs or not. A change
- * that fails is told as the loss of the disk, until the next virtio_block_tell(). -EAGAIN: no thread. */
-int virtio_block_tell(struct device *device, const struct vmm_disk_sink *sink, uint32_t disk);
+/* Tell `sink` (copied) of every change from now on, as of disk number `disk`; NULL: of none. No call into the
+ * former sink is under way afterwards, which is waited for. By the guest's owner, whether the guest runs or
+ * not. A change that fails is told as the loss of the disk, until the next virtio_block_tell(). */
+void virtio_block_tell(struct device *device, const struct vmm_disk_sink *sink, uint32_t disk);
 
 /* A network interface on `fd`, which gives and takes whole frames: virtio_net_open_tap(), or a datagram
  * socket. It is the device's from now on (on failure it stays the caller's), and must outlive `output`'s

@@ -115,8 +115,7 @@ static int add_piece(struct virtqueue *queue, struct virtqueue_chain *chain,
         return error_set(-EPROTO, "request %u: %u bytes at 0x%" PRIx64 " are not in RAM", chain->head, bytes,
                          gpa);
     unsigned at = chain->out_count + chain->in_count;
-    if (at == VIRTQUEUE_PIECES_MAX)
-        return bad_chain(chain->head, "too many pieces");
+    assert(at < VIRTQUEUE_PIECES_MAX); /* walks are bounded by it */
     chain->pieces[at] = (struct iovec){host, bytes};
     chain->gpas[at] = gpa;
     *total += bytes;
@@ -154,6 +153,24 @@ static int walk(struct virtqueue *queue, struct virtqueue_chain *chain, uint64_t
     return bad_chain(chain->head, "its descriptors are a loop");
 }
 
+int virtqueue_walk(struct virtqueue *queue, uint16_t head, struct virtqueue_chain *ret_chain)
+{
+    ret_chain->head = head;
+    ret_chain->out_count = ret_chain->in_count = 0;
+    ret_chain->out_bytes = ret_chain->in_bytes = 0;
+    struct descriptor indirect;
+    int rc = walk(queue, ret_chain, queue->descriptors, queue->size, head, false, &indirect);
+    if (rc <= 0)
+        return rc;
+    uint64_t table = from_le64(indirect.address);
+    uint32_t bytes = from_le32(indirect.bytes);
+    if (bytes == 0 || bytes % sizeof indirect || bytes / sizeof indirect > VIRTQUEUE_PIECES_MAX)
+        return error_set(-EPROTO, "request %u: an indirect table of %u bytes", head, bytes);
+    if (!guest_memory_pointer(queue->memory, table, bytes))
+        return bad_chain(head, "its table is not in RAM");
+    return walk(queue, ret_chain, table, (uint32_t)(bytes / sizeof indirect), 0, true, NULL);
+}
+
 int virtqueue_peek(struct virtqueue *queue, struct virtqueue_chain *ret_chain)
 {
     uint16_t ahead = (uint16_t)(load_u16(queue, queue->available + INDEX_AT) - queue->next_available);
@@ -162,20 +179,7 @@ int virtqueue_peek(struct virtqueue *queue, struct virtqueue_chain *ret_chain)
     if (ahead > queue->size)
         return error_set(-EPROTO, "the available ring is %u ahead, its size is %u", ahead, queue->size);
     uint64_t entry = queue->available + RING_AT + 2 * (uint64_t)(queue->next_available % queue->size);
-    ret_chain->head = load_u16(queue, entry);
-    ret_chain->out_count = ret_chain->in_count = 0;
-    ret_chain->out_bytes = ret_chain->in_bytes = 0;
-    struct descriptor indirect;
-    int rc = walk(queue, ret_chain, queue->descriptors, queue->size, ret_chain->head, false, &indirect);
-    if (rc > 0) {
-        uint64_t table = from_le64(indirect.address);
-        uint32_t bytes = from_le32(indirect.bytes);
-        if (bytes == 0 || bytes % sizeof indirect || bytes / sizeof indirect > VIRTQUEUE_PIECES_MAX)
-            return error_set(-EPROTO, "request %u: an indirect table of %u bytes", ret_chain->head, bytes);
-        if (!guest_memory_pointer(queue->memory, table, bytes))
-            return bad_chain(ret_chain->head, "its table is not in RAM");
-        rc = walk(queue, ret_chain, table, (uint32_t)(bytes / sizeof indirect), 0, true, NULL);
-    }
+    int rc = virtqueue_walk(queue, load_u16(queue, entry), ret_chain);
     return rc ? rc : 1;
 }
 

@@ -53,6 +53,8 @@ int virtqueue_start(struct virtqueue *queue);
 /* As before the driver knew it. */
 void virtqueue_reset(struct virtqueue *queue);
 
+/* The request that begins at descriptor `head`, whatever the rings say. -EPROTO. */
+int virtqueue_walk(struct virtqueue *queue, uint16_t head, struct virtqueue_chain *ret_chain);
 /* 1: ret_chain is the next request, which stays the next until virtqueue_advance(); 0: there is none. */
 int virtqueue_peek(struct virtqueue *queue, struct virtqueue_chain *ret_chain);
 /* The request of the last peek is taken. It must come back by virtqueue_push(), in whatever order. */
