@@ -14,7 +14,8 @@
  *     0x0020_1000  struct guest_cpu of vCPU 0, one page for each vCPU
  *     0x0040_0000  oracle ring of vCPU 0, GUEST_RING_ENTRIES page frame numbers for each vCPU
  *     0x0060_0000  table: one word for each page of the area, 2 * iteration + busy
- *        then      area: the pages that are written and checked, up to the hole, then from 4 GiB on
+ *        then      area: the pages that are written and checked, up to 1 MiB before the hole, then from 4 GiB
+ * on
  */
 
 #define GUEST_CPUS_MAX       16u

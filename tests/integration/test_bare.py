@@ -50,6 +50,21 @@ def test_patterns(run):
         bare.wait("200 writes", lambda: bare.cpu(0)["writes"] > 200)
 
 
+def test_memory_beyond_4_gib(run):
+    """The area goes on beyond the hole."""
+    bare = Bare(run, "mem=30M rate=1000 check=max write=line oracle=on", below=24).start()
+    bare.wait_passes(2)
+    header = bare.header()
+    check(0 < header["low"] < header["pages"] == 30 * 256, f"{header}")
+    last = header["pages"] - 1
+    check(bare.page_address(last) == (4 << 30) + (last - header["low"]) * PAGE, f"{header}")
+    bare.wait("a write beyond", lambda: any(frame >= 1 << 20 for frame in bare.written(0, 0, bare.cpu(0)["done"])))
+    with bare.stopped():
+        bare.write(bare.page_address(last) + 8, b"x")
+    found = bare.wait_corrupt()
+    check(f"page {last} at 0x{bare.page_address(last):x}: " in found, found)
+
+
 def result(run, name, cmdline, cpus=2, seconds=20):
     return Bare(run, f"mem=128K steps=600 {cmdline}", name=name, cpus=cpus).start().wait_result(seconds)
 
