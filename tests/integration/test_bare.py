@@ -76,6 +76,7 @@ def test_result_is_the_same(run):
     check(result(run, "slow", "rate=600 check=100") == wanted, "a slow run differs")
     check(result(run, "quiet", "rate=max check=0 irq=0 oracle=on") == wanted, "without timer and checks it differs")
     check(result(run, "text", "rate=max data=text") != wanted, "other data computes the same")
+    check(result(run, "filled", "rate=max fill=on") != wanted, "a page that was filled computes the same")
 
 
 def test_saved_and_restored(run):
@@ -145,7 +146,7 @@ def test_finds_lost_state_of_a_vcpu(run):
             debugger.close()
         return write
     damaged(run, "timer", forget("timer"), "irq=20", wanted=("vcpu 0", "interrupts of its timer"))
-    damaged(run, "writes", forget("writes"), "rate=100", wanted=("vcpu 0", "0 in memory"))
+    damaged(run, "writes", forget("writes"), "rate=100", wanted=("vcpu 0", "; 0 and 0x"))
     damaged(run, "vector", register("xmm3", b"\x5a" * 16), wanted=("vcpu 0", "vector register"))
     damaged(run, "deaf", register("eflags", (2).to_bytes(4, "little")), wanted=("vcpu 0", "its timer interrupts no longer"))
 
