@@ -53,11 +53,12 @@ class Lines(Serial):
 
 
 class Bare:
-    """One bare guest under QEMU's TCG, with its memory in a file."""
+    """One bare guest under QEMU, with its memory in a file."""
 
-    def __init__(self, run, cmdline, name="bare", machine="q35", cpus=1, memory=64, below=0, arguments=()):
+    def __init__(self, run, cmdline, name="bare", machine="q35", cpus=1, memory=64, below=0, accel="tcg",
+                 arguments=()):
         """`memory` in MiB; of those `below` lie under 4 GiB, or all."""
-        self.run, self.name, self.layout = run, name, layout()
+        self.run, self.name, self.layout, self.accel = run, name, layout(), accel
         self.memory, self.below = memory, below or memory
         if below:
             machine += f",max-ram-below-4g={below}M"
@@ -71,7 +72,7 @@ class Bare:
     def start(self):
         with open(self.ram, "wb") as file:
             file.truncate(self.memory << 20)
-        argv = ["qemu-system-x86_64", "-accel", "tcg", "-M", f"{self.machine},memory-backend=ram", "-nodefaults",
+        argv = ["qemu-system-x86_64", "-accel", self.accel, "-M", f"{self.machine},memory-backend=ram", "-nodefaults",
                 "-no-user-config", "-display", "none", "-no-reboot", "-smp", str(self.cpus), "-m", str(self.memory),
                 "-object", f"memory-backend-file,id=ram,size={self.memory}M,mem-path={self.ram},share=on",
                 "-kernel", image(self.run.build), "-append", f"cpus={self.cpus} {self.cmdline}",
