@@ -7,7 +7,7 @@
  * and find their stack and number in ap_stack and ap_number.
  *
  * Memory is mapped one to one with pages of 2 MiB, because not every QEMU model has larger ones: 4 GiB here, more by
- * memory_map(). What lies here beyond RAM is devices.
+ * cpus_map(). What lies here beyond RAM is devices.
  */
 #define TRAMPOLINE 0x8000 /* GUEST_TRAMPOLINE */
 #define CODE32     0x08

@@ -29,7 +29,7 @@ void *memset(void *to, int value, size_t bytes);
 /* start.c: what the hypervisor handed over. */
 struct start_info;
 const char *start_cmdline(const struct start_info *info);
-/* The end of RAM from 1 MiB on below 4 GiB, and from 4 GiB on (4 GiB: none there). */
+/* The end of free RAM from 1 MiB on below 4 GiB, and from 4 GiB on (4 GiB: none there). */
 void start_memory(const struct start_info *info, uint64_t *ret_low_end, uint64_t *ret_high_end);
 
 /* clock.c: the TSC, chosen because reading it leaves the guest alone: no exit, no interrupt, nothing dirtied.

@@ -14,7 +14,8 @@
  *     0x0020_1000  struct guest_cpu of vCPU 0, one page for each vCPU
  *     0x0040_0000  oracle ring of vCPU 0, GUEST_RING_ENTRIES page frame numbers for each vCPU
  *     0x0060_0000  table: one word for each page of the area, 2 * iteration + busy
- *        then      area: the pages that are written and checked, up to the hole, then from 4 GiB on
+ *        then      area: the pages that are written and checked, up to 1 MiB before the hole, then from 4 GiB
+ * on
  */
 
 #define GUEST_CPUS_MAX       16u
@@ -57,13 +58,13 @@ struct guest_header {
 struct guest_cpu {
     uint64_t begun;
     uint64_t done;
-    uint64_t writes; /* of the area, with or without the oracle */
+    uint64_t writes; /* of the area, with or without the oracle, and those of fill=on */
     uint64_t checks; /* pages found right */
     uint64_t timer;  /* interrupts of its LAPIC timer */
     uint64_t
         gap; /* longest time between two looks at the TSC, in its cycles: downtime as the guest sees it */
-    uint64_t steps;  /* of steps=N, so far */
-    uint64_t digest; /* of what was overwritten, so far */
+    uint64_t steps;  /* writes without those of fill=on */
+    uint64_t digest; /* of what was overwritten */
 };
 
 static inline uint64_t guest_cpu_address(unsigned cpu)

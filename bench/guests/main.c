@@ -69,7 +69,7 @@ void guest_cpu_main(unsigned cpu)
     if (guest.options.irq_hz)
         cpus_timer((unsigned)guest.options.irq_hz);
     work_run(cpu);
-    if (cpu == 0)
+    if (cpu == 0 && !said_last())
         cpus_reset();
     for (;;)
         __asm__ volatile("hlt");

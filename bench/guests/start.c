@@ -4,6 +4,8 @@
 /* Xen's public/arch-x86/hvm/start_info.h describes these. */
 #define START_MAGIC 0x336ec578u
 #define TYPE_RAM    1u
+/* QEMU's firmware has left tables at the end of what the map calls RAM. */
+#define FIRMWARE_BYTES (1ull << 20)
 
 struct start_info {
     uint32_t magic, version, flags, modules;
@@ -43,9 +45,9 @@ void start_memory(const struct start_info *info, uint64_t *ret_low_end, uint64_t
         else if (map[i].address == GUEST_HIGH)
             high_end = end;
     }
-    if (!low_end)
-        fatal("the memory map of %lu entries has no RAM at 0x%lx", (uint64_t)info->memmap_entries,
+    if (low_end <= GUEST_IMAGE + FIRMWARE_BYTES)
+        fatal("the memory map of %lu entries has not enough RAM at 0x%lx", (uint64_t)info->memmap_entries,
               (uint64_t)GUEST_IMAGE);
-    *ret_low_end = low_end;
+    *ret_low_end = low_end - FIRMWARE_BYTES;
     *ret_high_end = high_end;
 }

@@ -12,14 +12,13 @@
  *
  *     table  | 2 * iteration + busy, one word for each page       what must be there
  *     area   | page 0 | page 1 | ...                              what is there
- *     stack  | writes so far, digest so far                       what the vCPU itself remembers, in its
- * registers
+ *     stack  | writes and digest so far                           what the vCPU itself remembers
  *
  * A writer sets the page's entry to the new iteration, busy, writes, and clears the mark. A checker that
  * finds the page wrong believes it only if the entry is the same afterwards, without the mark. So an old page
- * under a newer entry, or the reverse, is found by the checker; an old page whose entry is equally old by the
- * vCPU that wrote it, since the digest depends on each page that was overwritten, and the count of writes is
- * kept in memory and on the stack.
+ * under a newer entry, or the reverse, is found by the checker. An old page whose entry is equally old shows
+ * in the result, since the digest depends on each page that was overwritten; and memory that is older than
+ * the vCPU that wrote it, or newer, in the count and the digest, which both of them have.
  *
  * Passes are made in step: nobody begins the next while another is in the last one. "pass N" is said at its
  * end, though not more often than a tick is, and so the second such line after a takeover speaks of a pass
@@ -42,7 +41,7 @@ struct worker {
     struct guest_cpu *told;
     struct workload_walk walk;
     struct account writing, checking;
-    uint64_t writes, checks, digest;
+    uint64_t writes, steps, checks, digest; /* writes that fill=on makes are no steps */
     uint64_t check_first, check_count, check_at, passes;
     uint64_t looked, deaf, timer;
     struct registers registers;
@@ -86,6 +85,9 @@ static void write_page(struct worker *w, uint64_t number)
 {
     uint64_t *page = page_at(number), *entry = entry_of(number);
     uint64_t next = *entry + 2;
+    if (w->told->writes != w->writes || w->told->digest != w->digest)
+        corrupt("vcpu %lu: %lu writes, digest 0x%lx; %lu and 0x%lx in memory", (uint64_t)w->cpu, w->writes,
+                w->digest, w->told->writes, w->told->digest);
     w->digest = workload_mix(workload_mix(w->digest, page[0]), page[WORKLOAD_PAGE_WORDS - 1]);
     if (guest.options.oracle) {
         uint64_t *ring = (uint64_t *)(uintptr_t)guest_ring_address(w->cpu);
@@ -97,9 +99,8 @@ static void write_page(struct worker *w, uint64_t number)
     __atomic_store_n(entry, next, __ATOMIC_RELEASE);
     if (guest.options.oracle)
         __atomic_store_n(&w->told->done, w->told->done + 1, __ATOMIC_SEQ_CST);
-    if (w->told->writes != w->writes)
-        corrupt("vcpu %lu: %lu writes counted, %lu in memory", (uint64_t)w->cpu, w->writes, w->told->writes);
     w->told->writes = ++w->writes;
+    w->told->digest = w->digest;
 }
 
 static void check_page(uint64_t number)
@@ -171,9 +172,8 @@ static void look(struct worker *w)
     uint64_t timer = __atomic_load_n(&w->told->timer, __ATOMIC_RELAXED);
     if (timer < w->timer)
         corrupt("vcpu %lu: %lu interrupts of its timer, %lu before", (uint64_t)w->cpu, timer, w->timer);
-    w->deaf = timer > w->timer
-                  ? 0
-                  : w->deaf + (gap < LOOK_MAX_MS * guest.tsc_khz ? gap : LOOK_MAX_MS * guest.tsc_khz);
+    uint64_t ran = gap < LOOK_MAX_MS * guest.tsc_khz ? gap : LOOK_MAX_MS * guest.tsc_khz;
+    w->deaf = timer > w->timer ? 0 : w->deaf + ran;
     w->timer = timer;
     if (w->deaf > DEAF_MS * guest.tsc_khz)
         corrupt("vcpu %lu: its timer interrupts no longer", (uint64_t)w->cpu);
@@ -239,7 +239,7 @@ static void count_and_tell(struct worker *w)
 
 static bool steps_done(const struct worker *w)
 {
-    return guest.options.steps && w->writes == guest.options.steps;
+    return guest.options.steps && w->steps == guest.options.steps;
 }
 
 /* A last look at the whole slice: what was computed on the way, and all that lies there now. */
@@ -314,8 +314,10 @@ void work_run(unsigned cpu)
         uint64_t writes = allowance(&w.writing, now), checks = allowance(&w.checking, now);
         bool idle = writes == 0 && checks == 0;
         for (; writes || checks; look(&w)) {
-            if (writes && writes--)
+            if (writes && writes--) {
                 write_page(&w, workload_walk_next(&w.walk));
+                w.told->steps = ++w.steps;
+            }
             if (checks && checks--)
                 check_next(&w);
             if (cpu == 0)

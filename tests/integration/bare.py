@@ -35,6 +35,11 @@ def image(build):
 class Lines(Serial):
     """What the bare guest said."""
 
+    def corrupt(self):
+        """Once its line is whole."""
+        found = re.search(r"^(CORRUPT|FATAL) [^\r\n]*(?=\r?\n)", self.text(), re.M)
+        return found and found.group(0)
+
     def ready(self):
         return re.search(r"^ready .*\n", self.text(), re.M)
 
@@ -48,11 +53,15 @@ class Lines(Serial):
 
 
 class Bare:
-    """One bare guest under QEMU's TCG, with its memory in a file."""
+    """One bare guest under QEMU, with its memory in a file."""
 
-    def __init__(self, run, cmdline, name="bare", machine="q35", cpus=1, memory=64, arguments=()):
-        self.run, self.name, self.layout = run, name, layout()
-        self.memory = memory
+    def __init__(self, run, cmdline, name="bare", machine="q35", cpus=1, memory=64, below=0, accel="tcg",
+                 arguments=()):
+        """`memory` in MiB; of those `below` lie under 4 GiB, or all."""
+        self.run, self.name, self.layout, self.accel = run, name, layout(), accel
+        self.memory, self.below = memory, below or memory
+        if below:
+            machine += f",max-ram-below-4g={below}M"
         self.machine, self.cpus, self.cmdline, self.arguments = machine, cpus, cmdline, list(arguments)
         self.ram = self.path("ram")
         self.process = self.qmp_connection = self.map = None
@@ -63,7 +72,7 @@ class Bare:
     def start(self):
         with open(self.ram, "wb") as file:
             file.truncate(self.memory << 20)
-        argv = ["qemu-system-x86_64", "-accel", "tcg", "-M", f"{self.machine},memory-backend=ram", "-nodefaults",
+        argv = ["qemu-system-x86_64", "-accel", self.accel, "-M", f"{self.machine},memory-backend=ram", "-nodefaults",
                 "-no-user-config", "-display", "none", "-no-reboot", "-smp", str(self.cpus), "-m", str(self.memory),
                 "-object", f"memory-backend-file,id=ram,size={self.memory}M,mem-path={self.ram},share=on",
                 "-kernel", image(self.run.build), "-append", f"cpus={self.cpus} {self.cmdline}",
@@ -117,11 +126,15 @@ class Bare:
         return result
 
     # -- memory, as the host sees it ----------------------------------------------------------------------
+    def offset(self, address):
+        """Of an address within the file."""
+        return address if address < self.layout["HIGH"] else address - self.layout["HIGH"] + (self.below << 20)
+
     def read(self, address, count):
-        return self.map[address:address + count]
+        return self.map[self.offset(address):self.offset(address) + count]
 
     def write(self, address, data):
-        self.map[address:address + len(data)] = data
+        self.map[self.offset(address):self.offset(address) + len(data)] = data
 
     def words(self, address, names):
         return dict(zip(names, struct.unpack_from(f"<{len(names)}Q", self.map, address)))
@@ -133,7 +146,10 @@ class Bare:
         return self.words(self.layout["CPUS"] + number * self.layout["PAGE_BYTES"], CPU_FIELDS)
 
     def page_address(self, number):
-        return self.header()["area"] + number * self.layout["PAGE_BYTES"]
+        header = self.header()
+        if number < header["low"]:
+            return header["area"] + number * self.layout["PAGE_BYTES"]
+        return header["high"] + (number - header["low"]) * self.layout["PAGE_BYTES"]
 
     def entry_address(self, number):
         return self.layout["TABLE"] + 8 * number
