@@ -74,9 +74,9 @@ int spawn_find_helper(const char *name, char *to, size_t room)
 {
     ssize_t length = readlink("/proc/self/exe", to, room);
     if (length > 0 && (size_t)length < room) {
-        to[length] = '\0';
-        char *slash = strrchr(to, '/');
-        size_t front = (size_t)(slash + 1 - to);
+        size_t front = (size_t)length;
+        while (front && to[front - 1] != '/')
+            front--;
         if (snprintf(to + front, room - front, "%s", name) < (int)(room - front) && access(to, X_OK) == 0)
             return 0;
     }

@@ -74,7 +74,7 @@ static void watch(unsigned cpus)
     const char *wanted = getenv("UNDERSTUDY_KVM_PAUSES");
     unsigned pauses = wanted ? (unsigned)atoi(wanted) : 150;
     char command_line[128];
-    snprintf(command_line, sizeof command_line, "mem=1M rate=max check=50 oracle=on cpus=%u", cpus);
+    snprintf(command_line, sizeof command_line, "mem=512K rate=max check=50 oracle=on cpus=%u", cpus);
     memset(&witness, 0, sizeof witness);
     runner_begin(&witness.runner, cpus, command_line);
     struct machine *machine = witness.runner.machine;
@@ -87,7 +87,11 @@ static void watch(unsigned cpus)
     const struct guest_header *header = (const struct guest_header *)(witness.memory + GUEST_HEADER);
     while (__atomic_load_n(&header->counter, __ATOMIC_RELAXED) == 0 && clock_now_ns() < deadline)
         usleep(1000);
-    assert_int_equal(header->cpus, cpus);
+    if (header->cpus != cpus) {
+        char text[4096];
+        said(&witness.runner, text, sizeof text);
+        fail_msg("the guest is not ready: %s", text);
+    }
 
     assert_int_equal(machine_track(machine), 0);
     take_log(&witness);
