@@ -47,6 +47,7 @@ static inline struct machine *new_machine(struct runner *runner)
     }
     assert_int_equal(serial_add(machine, runner->output), 0);
     assert_int_equal(reset_add(machine), 0);
+    assert_int_equal(power_add(machine), 0);
     return machine;
 }
 

@@ -79,9 +79,33 @@ static void test_round_trip_2(void **state)
     round_trip(2);
 }
 
+/* The ways out: a guest that switches itself off, or resets itself, is over; what it may write there besides
+ * is not. */
+static void test_ends(void **state)
+{
+    (void)state;
+    static const struct {
+        uint16_t port, value;
+        unsigned bytes;
+        bool ends;
+    } rows[] = {{0x604, 0x0001, 2, false}, {0x604, 0x3c01, 2, false}, {0x604, 0x2001, 2, true},
+                {0x64, 0xd1, 1, false},    {0x64, 0xfe, 1, true},     {0x501, 7, 1, true}};
+    for (size_t i = 0; i < array_length(rows); i++) {
+        struct runner runner;
+        uint16_t control = 0;
+        runner_begin(&runner, 1, "");
+        assert_true(
+            bus_write(machine_bus(runner.machine), DEVICE_PORT, rows[i].port, rows[i].bytes, &rows[i].value));
+        assert_int_equal(atomic_load(&runner.over), rows[i].ends);
+        assert_true(bus_read(machine_bus(runner.machine), DEVICE_PORT, 0x604, 2, &control));
+        assert_int_equal(control & 0x2001, 1); /* ACPI is on, and "sleep" never reads as set */
+        runner_end(&runner);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip_1),
-                                       cmocka_unit_test(test_round_trip_2)};
+                                       cmocka_unit_test(test_round_trip_2), cmocka_unit_test(test_ends)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

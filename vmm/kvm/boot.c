@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/scope.h"
+#include "vmm/kvm/acpi.h"
 #include "vmm/kvm/ioctl.h"
 
 #include <elf.h>
@@ -16,7 +17,8 @@
  * public/arch-x86/hvm/start_info.h there). The entry is in a note; it is reached in 32-bit protected mode,
  * flat, without paging, with the address of a start info in EBX.
  *
- *     0x6000  start info, memory map        0x7000  command line        0x100000 ...  the kernel, mostly
+ *     0x6000  start info, memory map      0x7000  command line      0xe0000  ACPI tables      0x100000 ...
+ * kernel
  */
 
 #define START_INFO   0x6000
@@ -139,6 +141,7 @@ static void put(struct machine *machine, uint64_t address, const void *from, siz
 
 static int write_start_info(struct machine *machine, const char *command_line)
 {
+    uint8_t tables[ACPI_BYTES_MAX];
     size_t length = strlen(command_line);
     if (length >= MACHINE_COMMAND_LINE_MAX)
         return error_set(-EINVAL, "the kernel's command line is longer than %d characters",
@@ -151,11 +154,13 @@ static int write_start_info(struct machine *machine, const char *command_line)
     const struct start_info info = {.magic = START_MAGIC,
                                     .version = 1,
                                     .command_line = COMMAND_LINE,
+                                    .rsdp = ACPI_ADDRESS,
                                     .memory_map = MEMORY_MAP,
                                     .memory_map_entries = bytes > low ? 4 : 3};
     put(machine, START_INFO, &info, sizeof info);
     put(machine, MEMORY_MAP, map, sizeof map);
     put(machine, COMMAND_LINE, command_line, length + 1);
+    put(machine, ACPI_ADDRESS, tables, acpi_tables(machine->config.cpus, tables));
     return 0;
 }
 

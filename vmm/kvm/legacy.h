@@ -5,7 +5,7 @@
 #include "vmm/kvm/machine.h"
 
 /*
- * The devices of a PC that a guest without ACPI cannot do without. Each is added to the machine's bus, which
+ * The devices of a PC that a guest cannot do without. Each is added to the machine's bus, which
  * owns it.
  */
 
@@ -17,5 +17,8 @@ int serial_add(struct machine *machine, int fd);
 /* The keyboard controller's reset line (0xfe to port 0x64) and a port (0x501) whose value is the guest's last
  * word: both end the guest. */
 int reset_add(struct machine *machine);
+
+/* The registers by which a guest that reads ACPI tables (acpi.h) switches itself off. */
+int power_add(struct machine *machine);
 
 #endif

@@ -205,6 +205,8 @@ static int make(const struct options *options, struct vmm_parts *parts)
     if (r == 0)
         r = reset_add(parts->machine);
     if (r == 0)
+        r = power_add(parts->machine);
+    if (r == 0)
         r = devices_add(parts->devices, parts->machine);
     if (r == 0 && !options->incoming)
         r = boot(options, files.kernel, parts);
