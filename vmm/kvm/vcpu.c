@@ -75,6 +75,23 @@ static void access_memory(struct vcpu *vcpu)
         bus_read(&vcpu->machine->bus, DEVICE_MMIO, run->mmio.phys_addr, run->mmio.len, run->mmio.data);
 }
 
+/* Mostly an instruction that KVM cannot emulate: which, is what one wants to know. */
+static void internal_error(struct vcpu *vcpu)
+{
+    const struct kvm_run *run = vcpu->run;
+    char bytes[3 * sizeof run->emulation_failure.insn_bytes + 1] = "";
+    struct kvm_regs registers = {0};
+    ioctl(vcpu->fd, KVM_GET_REGS, &registers);
+    if (run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION &&
+        (run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES))
+        for (unsigned i = 0;
+             i < run->emulation_failure.insn_size && i < sizeof run->emulation_failure.insn_bytes; i++)
+            sprintf(bytes + 3 * i, " %02x", run->emulation_failure.insn_bytes[i]);
+    machine_end(vcpu->machine, MACHINE_CRASHED, "vCPU %u: KVM cannot go on, suberror %u at 0x%llx:%s",
+                vcpu->index, run->internal.suberror, (unsigned long long)registers.rip,
+                bytes[0] ? bytes : " no instruction told");
+}
+
 static void handle(struct vcpu *vcpu)
 {
     const struct kvm_run *run = vcpu->run;
@@ -103,8 +120,7 @@ static void handle(struct vcpu *vcpu)
                     (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
         break;
     case KVM_EXIT_INTERNAL_ERROR:
-        machine_end(machine, MACHINE_CRASHED, "vCPU %u: KVM cannot go on, suberror %u", vcpu->index,
-                    run->internal.suberror);
+        internal_error(vcpu);
         break;
     default:
         machine_end(machine, MACHINE_CRASHED, "vCPU %u: exit reason %u of KVM is not known", vcpu->index,
