@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/kvm/ioctl.h"
+#include "vmm/kvm/state.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -398,13 +399,31 @@ int machine_dirty(struct machine *machine, bool clear, uint64_t *bitmap)
     return 0;
 }
 
+/* To what the guest's counter is measured: KVM's measure of one clock differs by some ppm at each boot, and
+ * no usual frequency lies between two of these. */
+static unsigned tsc_about_mhz(const struct machine *machine)
+{
+    const unsigned step = 25;
+    return (machine->tsc_khz / 1000 + step / 2) / step * step;
+}
+
+static uint32_t msr_sum(const struct machine *machine)
+{
+    uint32_t sum = 0;
+    for (unsigned i = 0; i < machine->msr_count; i++)
+        sum = sum * 31 + machine->msrs[i];
+    return sum;
+}
+
 int machine_describe(struct machine *machine, char **ret_text)
 {
     char text[DESCRIPTION];
-    int used =
-        snprintf(text, sizeof text, "driver kvm\nstate-version %u\nmemory %llu\ncpus %u\ncpu %016llx\n", 1u,
-                 (unsigned long long)machine->config.memory_bytes, machine->config.cpus,
-                 (unsigned long long)machine->cpu_sum);
+    int used = snprintf(text, sizeof text,
+                        "driver kvm\nstate-version %u\nmemory %llu\ncpus %u\ncpu %016llx\ntsc about %u MHz\n"
+                        "msrs %u %08x\n",
+                        STATE_VERSION, (unsigned long long)machine->config.memory_bytes, machine->config.cpus,
+                        (unsigned long long)machine->cpu_sum, tsc_about_mhz(machine), machine->msr_count,
+                        msr_sum(machine));
     for (unsigned i = 0; i < machine->bus.device_count; i++) {
         const struct device *device = machine->bus.devices[i];
         if (used < (int)sizeof text)
