@@ -96,8 +96,8 @@ def test_vmm_crashes(run):
 
 def test_guest_ends(run):
     """A guest that ended itself must not be brought back."""
-    pair = KvmPair(run, words=WORDS + " steps=150", takeover="auto").up()
-    wait_for("the guest ends itself", 40, lambda: not pair.qemu.running(), pair.story, every=0.1)
+    pair = KvmPair(run, words=WORDS + " steps=400", takeover="auto").up()
+    wait_for("the guest ends itself", 80, lambda: not pair.qemu.running(), pair.story, every=0.1)
     check(pair.qemu.popen.returncode == 0, f"the VMM ended with {pair.qemu.popen.returncode}", pair.story)
     check("result " in pair.serial("alpha").text(), "the guest said no result", pair.story)
     pair.engines["alpha"].wait(20)

@@ -74,7 +74,7 @@ static void watch(unsigned cpus)
     const char *wanted = getenv("UNDERSTUDY_KVM_PAUSES");
     unsigned pauses = wanted ? (unsigned)atoi(wanted) : 150;
     char command_line[128];
-    snprintf(command_line, sizeof command_line, "mem=512K rate=max check=50 oracle=on cpus=%u", cpus);
+    snprintf(command_line, sizeof command_line, "mem=512K rate=50000 check=50 oracle=on cpus=%u", cpus);
     memset(&witness, 0, sizeof witness);
     runner_begin(&witness.runner, cpus, command_line);
     struct machine *machine = witness.runner.machine;
