@@ -72,7 +72,8 @@ def test_one_millisecond(run):
 def pauses(run, interval, epochs):
     """What status says of pauses under a guest that writes as fast as it can, each page once in a round."""
     words = "block=ram mem=16M rate=max check=0 irq=0 write=line order=sequential"
-    pair = KvmPair(run, words=words, memory=32, interval=interval, pause_share="90").up()
+    pair = KvmPair(run, words=words, memory=32, interval=interval, pause_share="90",
+                   pause_budget="100ms", pause_limit="1s").up()  # however many pages: no live rounds before
     status = pair.wait_epochs(epochs, seconds=100)
     return (f"every {interval}: {status['dirty_pages']['p50']:.0f} pages, pause p50 {status['pause_ms']['p50']:.2f} ms, "
             f"parts {status['pause_parts_p50_ms']}")
@@ -83,7 +84,7 @@ def test_pause_few_pages(run):
 
 
 def test_pause_many_pages(run):
-    return pauses(run, "2s", 12)
+    return pauses(run, "400ms", 40)
 
 
 def test_vmm_crashes(run):
