@@ -117,6 +117,8 @@ bool virtio_work_queue(struct virtio *virtio, unsigned number, int (*one)(struct
 static void run(struct io_work *work)
 {
     struct virtio *virtio = (struct virtio *)((char *)work - offsetof(struct virtio, work));
+    if (virtio->kind->lasting.settle && (!virtio->quiet || virtio->stopping))
+        virtio->kind->lasting.settle(virtio);
     if (virtio_runs(virtio))
         virtio->kind->work(virtio);
 }
@@ -145,8 +147,7 @@ static void forget(struct virtio *virtio)
 static int drain(struct virtio *virtio)
 {
     virtio->stopping = true;
-    if (virtio->kind->lasting.settle)
-        virtio->kind->lasting.settle(virtio);
+    io_ask(&virtio->work); /* to settle */
     int rc = io_wait_zero(virtio->io, &virtio->under_way, DRAIN_NS);
     virtio->stopping = false;
     if (rc)
@@ -326,7 +327,7 @@ static void reset(struct device *device)
     struct virtio *virtio = (struct virtio *)device;
     io_lock(virtio->io);
     assert(virtio->quiet);
-    if (drain(virtio) == 0)
+    if (drain(virtio) == 0) /* else it needs a reset still, and says so */
         forget(virtio);
     io_unlock(virtio->io);
 }

@@ -402,7 +402,6 @@ static bool begin_again(struct block *block)
 static void work(struct virtio *virtio)
 {
     struct block *block = (struct block *)virtio;
-    settle(virtio);
     if (virtio_queue_runs(virtio, 0) && begin_again(block))
         virtio_work_queue(virtio, 0, take_one); /* what is pushed was signalled, now or later */
 }
