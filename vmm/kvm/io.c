@@ -13,6 +13,9 @@
 #include <unistd.h>
 
 #define RING_ENTRIES 256
+/* More than can be under way together (BUS_DEVICES_MAX times a queue of 128), so that it never overflows: a
+ * full one would have to be emptied before more can be submitted, and that is done from within. */
+#define DONE_ENTRIES 8192
 
 struct io {
     struct io_uring ring;
@@ -84,7 +87,8 @@ int io_new(struct io **ret_io)
     pthread_cond_init(&io->progress, &monotonic);
     pthread_condattr_destroy(&monotonic);
     io->wake_fd = eventfd(0, EFD_CLOEXEC);
-    int rc = io->wake_fd < 0 ? -errno : io_uring_queue_init(RING_ENTRIES, &io->ring, 0);
+    struct io_uring_params params = {.flags = IORING_SETUP_CQSIZE, .cq_entries = DONE_ENTRIES};
+    int rc = io->wake_fd < 0 ? -errno : io_uring_queue_init_params(RING_ENTRIES, &io->ring, &params);
     io->ring_made = io->wake_fd >= 0 && rc == 0;
     if (rc) {
         io_free(io);
@@ -239,11 +243,10 @@ void io_readv(struct io *io, struct io_request *request, int fd, const struct io
 }
 
 void io_write(struct io *io, struct io_request *request, int fd, const void *from, unsigned bytes,
-              uint64_t offset, int rw_flags)
+              uint64_t offset)
 {
     struct io_uring_sqe *sqe = next_sqe(io);
     io_uring_prep_write(sqe, fd, from, bytes, offset);
-    sqe->rw_flags = rw_flags;
     set_file_request(io, sqe, request);
 }
 

@@ -166,7 +166,7 @@ static void submit(struct block_request *request)
         io_readv(io, &request->io, block->fd, request->pieces, count, at);
     } else if (request->type == BLOCK_OUT) {
         io_write(io, &request->io, block->fd, request->data + request->done,
-                 (unsigned)(request->bytes - request->done), at, 0);
+                 (unsigned)(request->bytes - request->done), at);
     } else {
         io_fallocate(io, &request->io, block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, request->offset,
                      request->bytes);
