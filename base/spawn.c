@@ -69,3 +69,17 @@ int spawn_start(pid_t *ret_pid, const struct spawn *spawn)
     posix_spawn_file_actions_destroy(&actions);
     return r ? error_errno(-r, "start %s", spawn->argv[0]) : 0;
 }
+
+int spawn_find_helper(const char *name, char *to, size_t room)
+{
+    ssize_t length = readlink("/proc/self/exe", to, room);
+    if (length > 0 && (size_t)length < room) {
+        size_t front = (size_t)length;
+        while (front && to[front - 1] != '/')
+            front--;
+        if (snprintf(to + front, room - front, "%s", name) < (int)(room - front) && access(to, X_OK) == 0)
+            return 0;
+    }
+    snprintf(to, room, "%s/%s", UNDERSTUDY_LIBEXEC, name);
+    return access(to, X_OK) == 0 ? 0 : error_errno(-errno, "%s", to);
+}

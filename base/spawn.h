@@ -3,6 +3,7 @@
 #define UNDERSTUDY_BASE_SPAWN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <sys/types.h>
 
 /*
@@ -26,5 +27,9 @@ struct spawn {
  * execve(2) says (-ENOENT, -EACCES, ...), -ENOMEM, -EAGAIN.
  */
 int spawn_start(pid_t *ret_pid, const struct spawn *spawn);
+
+/* Where a program is that belongs to this one: beside it (a build directory), or where such are installed.
+ * Errors: -ENOENT, -EACCES. */
+int spawn_find_helper(const char *name, char *to, size_t room);
 
 #endif

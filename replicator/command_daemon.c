@@ -2,10 +2,14 @@
 #include "replicator/command.h"
 
 #include "base/error.h"
+#include "base/spawn.h"
 #include "replicator/daemon.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 /* The commands that stay: protect, standby, run. */
 
@@ -72,12 +76,35 @@ int command_standby(int argc, char **argv)
         daemon_standby);
 }
 
+/* A guest of our own VMM, whose program takes this one's place. */
+static int become_vmm(char **argv)
+{
+    char program[PATH_MAX];
+    if (spawn_find_helper("understudy-vmm", program, sizeof program) < 0)
+        return command_fail(argv[0], EXIT_FAILED);
+    execv(program, argv);
+    error_errno(-errno, "%s", program);
+    return command_fail(argv[0], EXIT_FAILED);
+}
+
+static bool wants_vmm(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (!strncmp(argv[i], "--kernel", strlen("--kernel")))
+            return true;
+    return false;
+}
+
 int command_run(int argc, char **argv)
 {
+    if (wants_vmm(argc, argv))
+        return become_vmm(argv);
     return run_daemon(
         argc, argv, "hplg",
         "Usage: understudy run CONFIG [--host NAME] [--net-gate KIND] [--probe BLOCK:OFFSET] [--log-level "
-        "LEVEL]\n\n"
+        "LEVEL]\n"
+        "       understudy run --kernel ELF ... (a guest of our own VMM: see understudy run --kernel "
+        "--help)\n\n"
         "As `understudy protect` if the guest runs on this host, else as `understudy standby`. For both "
         "hosts of a "
         "machine\n"

@@ -213,14 +213,16 @@ static int split_command(const struct parse *parse, struct host_section *section
     return whole ? 0 : error_errno(-ENOMEM, "configuration");
 }
 
-/* A QEMU of the administrator's own, or a domain of libvirt's, which starts it itself. */
+/* A QEMU of the administrator's own, or a domain of libvirt's, which starts it itself, or our own VMM. */
 static int check_guest(const struct parse *parse, const struct host_section *section)
 {
     const struct config_host *host = &section->host;
-    if (!host->qmp == !host->domain)
-        return error_set(-EINVAL, "%s: [host %s] %s", parse->path, host->name,
-                         host->qmp ? "has both qmp and domain; only one can be how its QEMU is reached"
-                                   : "lacks qmp, or domain for one that libvirt manages");
+    unsigned ways = !!host->qmp + !!host->domain + !!host->vmm;
+    if (ways != 1)
+        return error_set(
+            -EINVAL, "%s: [host %s] %s", parse->path, host->name,
+            ways ? "has more than one of qmp, domain and vmm; only one can be how its guest is reached"
+                 : "lacks qmp, or domain for a QEMU that libvirt manages, or vmm for our own VMM");
     if (host->domain && section->command)
         return error_set(-EINVAL,
                          "%s: [host %s] has both domain and command; libvirt starts a domain from its "
@@ -351,6 +353,7 @@ static void free_host(struct config_host *host)
     free(host->argv);
     free(host->address);
     free(host->qmp);
+    free(host->vmm);
     free(host->domain);
     free(host->uri);
     free(host->ca);

@@ -18,6 +18,7 @@ struct config_host {
     char name[CONFIG_NAME_MAX];
     char *address; /* "HOST:PORT" or "[V6]:PORT"; where this host's standby listens */
     char *qmp;     /* QMP socket of this host's QEMU; NULL: libvirt manages it */
+    char *vmm;     /* control socket of our own VMM; NULL: its guest is QEMU's */
     char *domain;  /* name or UUID of libvirt's domain; NULL: `qmp` */
     char *uri;     /* of libvirtd; NULL: libvirt's for this host */
     char **argv;   /* `command` in words, NULL-terminated; NULL when none is configured */

@@ -379,6 +379,7 @@ const struct config_key config_vm_keys[] = {
 const struct config_key config_host_keys[] = {
     {"address", HOST(address), parse_address, 0, 0, true},
     {"qmp", HOST(qmp), parse_path, 2, 107, false},
+    {"vmm", HOST(vmm), parse_path, 2, 107, false},
     {"domain", HOST(domain), parse_text, 1, 255, false},
     {"libvirt-uri", HOST(uri), parse_text, 1, 255, false},
     {"ca", HOST(ca), parse_path, 2, PATH_MAX - 1, true},

@@ -3,9 +3,9 @@
 #include "base/log.h"
 #include "base/scope.h"
 #include "replicator/daemon.h"
+#include "replicator/guest_driver.h"
 #include "replicator/protect.h"
 #include "replicator/standbyd.h"
-#include "vmm/qemu/qemu.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -66,17 +66,15 @@ int daemon_run(struct config *config)
 {
     char path[256];
     struct store_state stored;
-    enum qemu_guest_state guest;
-    struct qemu_domain domain;
+    enum guest_state guest;
     int r = config_file(config, config->self.state_dir, "state", path, sizeof path);
     if (r == 0)
         r = store_read(path, config->uuid, &stored);
     if (r == 0)
-        r = qemu_guest_state(config->self.qmp, config_domain(config, &domain) ? &domain : NULL, &guest);
+        r = guest_state(config, &guest);
     if (r < 0)
         return r;
     /* A guest that stands still may be one that was left behind: the record knows. */
-    bool primary =
-        guest == QEMU_GUEST_RUNS || (guest == QEMU_GUEST_STOPPED && (stored.active || !stored.generation));
+    bool primary = guest == GUEST_RUNS || (guest == GUEST_STOPPED && (stored.active || !stored.generation));
     return serve(config, primary);
 }

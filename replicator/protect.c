@@ -7,7 +7,7 @@
 #include "base/log.h"
 #include "base/scope.h"
 #include "replicator/daemon.h"
-#include "vmm/qemu/qemu.h"
+#include "replicator/guest_driver.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -453,8 +453,8 @@ int protect_serve(struct protect *protect)
     if (r == 0)
         r = open_machine(protect);
     if (r == 0) {
-        log_notice("%s: attached to QEMU %d; standby is %s at %s", config->name, qemu_pid(protect->guest),
-                   config->peer.name, config->peer.address);
+        log_notice("%s: attached to %s %d; standby is %s at %s", config->name, guest_kind(protect->guest),
+                   guest_pid(protect->guest), config->peer.name, config->peer.address);
         hub_started(hub, &protect_ops);
         protect_guest_do(protect, PROTECT_WATCH);
         struct role_event start = {.type = EVENT_TICK};

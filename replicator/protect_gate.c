@@ -4,7 +4,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/scope.h"
-#include "vmm/qemu/qemu.h"
+#include "replicator/guest_driver.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -83,7 +83,7 @@ static int ports(const struct protect *protect, struct gate_config *wanted)
                          config->self.name);
     if (wanted->kind == GATE_NONE)
         return 0;
-    int found = gate_find_taps(qemu_pid(protect->guest), wanted->ports, GATE_PORTS_MAX);
+    int found = gate_find_taps(guest_pid(protect->guest), wanted->ports, GATE_PORTS_MAX);
     if (found < 0)
         return found;
     wanted->port_count = (unsigned)found;

@@ -6,7 +6,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/scope.h"
-#include "vmm/qemu/qemu.h"
+#include "replicator/guest_driver.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -295,6 +295,8 @@ void protect_start_round(struct protect *protect)
     job->downtime_ns = protect->round.downtime_ns;
     job->costs.commit_ns = protect->migrate.commit_ns;
     job->costs.takeover_ns = protect->migrate.takeover_ns;
+    if (protect->hub.arbiter)
+        job->costs.arbiter_ns = protect->hub.arbiter_ns ? protect->hub.arbiter_ns : MIGRATE_ARBITER_GUESS_NS;
     job->verify = protect->copying || job->downtime_ns ? NULL : protect_verify_slice(protect);
     protect->round_waits = false;
     worker_submit(protect->hub.worker, &job->job);
@@ -358,11 +360,7 @@ static void run_attach(struct job *base, void *daemon)
 {
     struct attach_job *job = (struct attach_job *)base;
     struct protect *protect = daemon;
-    const struct config *config = protect->hub.config;
-    const char *const *shared_disks = (const char *const *)config->shared_disks;
-    struct qemu_domain domain;
-    job->code = config_domain(config, &domain) ? qemu_attach_domain(&protect->guest, &domain, shared_disks)
-                                               : qemu_attach(&protect->guest, config->self.qmp, shared_disks);
+    job->code = guest_attach(&protect->guest, protect->hub.config);
     if (job->code < 0)
         snprintf(job->text, sizeof job->text, "%s", error_text());
 }

@@ -2,7 +2,7 @@
 #include "base/clock.h"
 #include "replicator/protect.h"
 #include "replicator/report.h"
-#include "vmm/qemu/qemu.h"
+#include "replicator/guest_driver.h"
 
 #include <string.h>
 
@@ -128,7 +128,7 @@ json_t *protect_status(struct protect *protect)
                                   "acknowledged", (json_int_t)protect->probe_acknowledged));
     json_object_set_new(
         object, "guest",
-        json_pack("{s:i, s:b}", "pid", qemu_pid(protect->guest), "running",
+        json_pack("{s:i, s:b}", "pid", guest_pid(protect->guest), "running",
                   status.state != PRIMARY_STALLED && status.state != PRIMARY_SWITCHING && status.guest_here));
     json_object_set_new(object, "migration", protect_migrate_status(protect, &status, &stats, now));
     return object;

@@ -6,7 +6,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/scope.h"
-#include "vmm/qemu/qemu.h"
+#include "replicator/guest_driver.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -87,8 +87,7 @@ static void on_journal_notice(void *ctx, const char *text)
 static int retire(const struct config *config)
 {
     bool ended = false;
-    struct qemu_domain domain;
-    int r = qemu_retire(config->self.qmp, config_domain(config, &domain) ? &domain : NULL, &ended);
+    int r = guest_retire(config, &ended);
     if (r < 0)
         return error_add(r, "end the guest that was left behind here");
     if (ended)
@@ -99,11 +98,6 @@ static int retire(const struct config *config)
 static int launch(struct standbyd *standbyd)
 {
     const struct config *config = standbyd->hub.config;
-    struct qemu_launch wanted = {.argv = config->self.argv,
-                                 .qmp_path = config->self.qmp,
-                                 .pid_path = standbyd->hub.pid_path,
-                                 .log_path = config->self.log,
-                                 .shared_disks = (const char *const *)config->shared_disks};
     struct restore_config restore = {.staging_bytes = config->standby_staging_bytes,
                                      .round_complete = on_round_complete,
                                      .ctx = standbyd,
@@ -111,18 +105,12 @@ static int launch(struct standbyd *standbyd)
                                      .journal_bytes_max = config->journal_bytes,
                                      .journal_sync = config->journal_sync,
                                      .notice = on_journal_notice};
-    struct qemu_domain domain;
-    if (config_domain(config, &domain))
-        wanted.domain = &domain;
     memcpy(restore.vm_uuid, config->uuid, sizeof restore.vm_uuid);
-    if (!config->self.argv && !wanted.domain)
-        return error_set(-EINVAL, "[host %s]: no 'command' is configured, so no standby can be started here",
-                         config->self.name);
     int r = fault_point(FAULT_PREPARE);
     if (r == 0 && standbyd->retires)
         r = retire(config);
     if (r == 0)
-        r = qemu_launch(&standbyd->guest, &wanted);
+        r = guest_launch(&standbyd->guest, config, standbyd->hub.pid_path);
     if (r == 0)
         r = restore_new(&standbyd->restore, standbyd->guest, &restore);
     if (r < 0) {
@@ -162,7 +150,7 @@ static void run_prepare(struct job *base, void *daemon)
     int r = standbyd->guest ? 0 : launch(standbyd);
     if (r == 0) {
         standbyd->guest->ops->describe(standbyd->guest, &ours);
-        job->pid = qemu_pid(standbyd->guest);
+        job->pid = guest_pid(standbyd->guest);
         r = vmm_description_match(&theirs, &ours, map);
         if (r < 0) {
             char text[ERROR_TEXT_MAX];
@@ -294,7 +282,7 @@ static void clear_network(struct standbyd *standbyd)
     struct gate_config wanted = {.kind = GATE_AUTO, .held_bytes_max = standbyd->hub.config->gate_held_bytes};
     const struct gate_events events = {.failed = on_gate_failed, .ctx = standbyd};
     struct gate *gate;
-    int found = gate_find_taps(qemu_pid(standbyd->guest), wanted.ports, GATE_PORTS_MAX);
+    int found = gate_find_taps(guest_pid(standbyd->guest), wanted.ports, GATE_PORTS_MAX);
     if (standbyd->hub.config->gate == GATE_NONE || standbyd->hub.config->self.relay_count || found <= 0)
         return;
     wanted.port_count = (unsigned)found;

@@ -12,7 +12,7 @@
  * A guest is a list of RAM blocks (main memory, video memory, ROMs, ACPI tables, flash ...) and an opaque
  * device state. On the primary a driver offers a running guest as a *source*; on the standby a guest that
  * waits to be filled is a *target*. Drivers: vmm/qemu (attach to an unmodified QEMU; launch a waiting one),
- * vmm/memory (a guest that is nothing but memory, for tests and benchmarks).
+ * vmm/kvm (our own VMM), vmm/memory (a guest that is nothing but memory, for tests and benchmarks).
  *
  * Threads: every guest has one owner thread, which makes all calls, except that read() of a source, and
  * write(), zero() and read() of a target, may be called from several threads at once (for disjoint pages),
@@ -107,7 +107,7 @@ enum vmm_event {
 struct vmm;
 
 struct vmm_ops {
-    const char *driver; /* "qemu", "memory" */
+    const char *driver; /* "qemu", "kvm", "memory" */
 
     /* both */
     void (*describe)(struct vmm *, struct vmm_description *ret_description);

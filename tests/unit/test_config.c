@@ -350,7 +350,7 @@ static void test_domain(void **state)
     config_free(config);
 
     refused(VM HOSTS "domain = web\n");
-    assert_text_has("[host beta] has both qmp and domain");
+    assert_text_has("[host beta] has more than one of qmp, domain and vmm");
     refused(VM HOST("alpha", "1") "[host beta]\naddress = 1.1.1.1:2\n" TLS);
     assert_text_has("[host beta] lacks qmp, or domain");
     refused(VM HOST("alpha", "1") "[host beta]\naddress = 1.1.1.1:2\ndomain = web\ncommand = qemu\n" TLS);

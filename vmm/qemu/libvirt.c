@@ -15,25 +15,10 @@
 #define URI     "qemu:///system"
 #define ARGS    12
 
-/* Beside ourselves (a build directory), or where it is installed. */
-static int find_program(char *to, size_t room)
-{
-    ssize_t length = readlink("/proc/self/exe", to, room);
-    if (length > 0 && (size_t)length < room) {
-        to[length] = '\0';
-        char *slash = strrchr(to, '/');
-        size_t front = (size_t)(slash + 1 - to);
-        if (snprintf(to + front, room - front, "%s", PROGRAM) < (int)(room - front) && access(to, X_OK) == 0)
-            return 0;
-    }
-    snprintf(to, room, "%s/%s", UNDERSTUDY_LIBEXEC, PROGRAM);
-    return access(to, X_OK) == 0 ? 0 : error_errno(-errno, "%s", to);
-}
-
 int libvirt_open(struct qmp **ret_qmp, const struct qemu_domain *domain, bool start, uint32_t timeout_ms)
 {
     char program[PATH_MAX], title[128];
-    int r = find_program(program, sizeof program);
+    int r = spawn_find_helper(PROGRAM, program, sizeof program);
     if (r < 0)
         return r;
     const char *argv[ARGS] = {program, "--uri", domain->uri ? domain->uri : URI, "--domain", domain->name};

@@ -26,7 +26,7 @@
 #include "vmm/qemu/disks.h"
 #include "vmm/qemu/guest.h"
 #include "vmm/qemu/libvirt.h"
-#include "vmm/qemu/process.h"
+#include "vmm/process.h"
 #include "vmm/qemu/read.h"
 #include "vmm/qemu/write.h"
 

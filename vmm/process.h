@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef UNDERSTUDY_VMM_QEMU_PROCESS_H
-#define UNDERSTUDY_VMM_QEMU_PROCESS_H
+#ifndef UNDERSTUDY_VMM_PROCESS_H
+#define UNDERSTUDY_VMM_PROCESS_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -8,13 +8,13 @@
 #include <sys/types.h>
 
 /*
- * The process of a QEMU that we launch: its start, its record in a pid file, its end. In a session of its
- * own, so that neither the terminal's signals nor the end of the engine reach it.
+ * The process of a guest (QEMU, our own VMM) that we launch: its start, its record in a pid file, its end. In
+ * a session of its own, so that neither the terminal's signals nor the end of the engine reach it.
  */
 struct process {
     pid_t child;      /* what was started; unreaped until process_release(), so that the number stays ours */
     int child_fd;     /* pidfd of it */
-    pid_t pid;        /* the QEMU: the child, or a descendant if the command is a wrapper */
+    pid_t pid;        /* the guest: the child, or a descendant if the command is a wrapper */
     int pid_fd;       /* pidfd of it, -1: not known yet */
     int log;          /* its output, readable */
     int64_t log_from; /* where the output of this process begins */
@@ -27,13 +27,13 @@ struct process {
  */
 int process_start(struct process *process, char *const *argv, const char *const *extra, const char *log_path);
 
-/* Name the QEMU among the processes that were started. -ESRCH: `pid` is none of them. */
+/* Name the guest among the processes that were started. -ESRCH: `pid` is none of them. */
 int process_adopt(struct process *process, pid_t pid);
 
-/* Only observe a QEMU that somebody else starts and ends: process_end() does nothing to it. */
+/* Only observe a process that somebody else starts and ends: process_end() does nothing to it. */
 int process_follow(struct process *process, pid_t pid);
 
-/* Has what was started (or the QEMU, once known) ended, now or within `ms`? */
+/* Has what was started (or the guest, once known) ended, now or within `ms`? */
 bool process_wait(const struct process *process, int ms);
 
 /* The last line of its output, for an error text: "" when there is none. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "vmm/qemu/process.h"
+#include "vmm/process.h"
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -24,12 +24,12 @@
 
 /* --- start --- */
 
-/* Sealed at its size: what QEMU writes beyond is lost, instead of filling our memory. */
+/* Sealed at its size: what it writes beyond is lost, instead of filling our memory. */
 static int memory_log(void)
 {
-    int fd cleanup_close = memfd_create("understudy-qemu-output", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd cleanup_close = memfd_create("understudy-output", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0 || ftruncate(fd, LOG_MEMORY) < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_GROW) < 0)
-        return error_errno(-errno, "memory for the output of QEMU");
+        return error_errno(-errno, "memory for the output of the guest's process");
     return take_fd(&fd);
 }
 
@@ -57,7 +57,7 @@ static int join(char *const *argv, const char *const *extra, char ***ret_joined)
     while (extra[more])
         more++;
     if (count == 0 || count > ARGS_MAX)
-        return error_set(-EINVAL, "the command that starts the standby's QEMU has %zu words", count);
+        return error_set(-EINVAL, "the command that starts the standby's guest has %zu words", count);
     char **joined = calloc(count + more + 1, sizeof *joined);
     if (!joined)
         return error_set(-ENOMEM, "%s: no memory", argv[0]);
@@ -259,19 +259,19 @@ int process_end_recorded(const char *pid_path)
     unsigned long long recorded, found;
     char word[16] = "";
     if (fscanf(file, "%d %llu %15s", &pid, &recorded, word) != 3 || pid <= 1)
-        return error_set(-EINVAL, "pid file %s is not one of ours; remove it if no QEMU is left", pid_path);
+        return error_set(-EINVAL, "pid file %s is not one of ours; remove it if no guest is left", pid_path);
     /* The descriptor first, the start time after: then both speak of the same process. */
     int fd cleanup_close = pidfd_open(pid, 0);
     if (fd < 0 || start_time(pid, &found) < 0 || found != recorded || ended_within(fd, 0))
         return 0;
     if (strcmp(word, "waiting") != 0)
-        return error_set(-EBUSY, "QEMU %d runs a guest that was taken over here (%s)", pid, pid_path);
+        return error_set(-EBUSY, "process %d runs a guest that was taken over here (%s)", pid, pid_path);
     pidfd_send_signal(fd, SIGTERM, NULL, 0);
     if (ended_within(fd, 1000))
         return 0;
     pidfd_send_signal(fd, SIGKILL, NULL, 0);
     if (!ended_within(fd, KILL_MS))
-        return error_set(-EBUSY, "QEMU %d, which an earlier engine left waiting, does not end (%s)", pid,
+        return error_set(-EBUSY, "process %d, which an earlier engine left waiting, does not end (%s)", pid,
                          pid_path);
     return 0;
 }

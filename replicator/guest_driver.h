@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_REPLICATOR_GUEST_DRIVER_H
+#define UNDERSTUDY_REPLICATOR_GUEST_DRIVER_H
+
+#include "replicator/config.h"
+#include "vmm/vmm.h"
+
+/*
+ * Which driver this host's guest wants, by its configuration: QEMU at a monitor's socket, QEMU of libvirt's,
+ * or our own VMM. The one place that knows; errors are the driver's (vmm/qemu/qemu.h, vmm/kvm/kvm.h).
+ */
+
+/* Attach to the guest that runs here. */
+int guest_attach(struct vmm **ret_source, const struct config *config);
+
+/* Start one that waits; `pid_path` records its process. */
+int guest_launch(struct vmm **ret_target, const struct config *config, const char *pid_path);
+
+/* End the guest that an engine left behind here, stopped for good; *ret_ended: there was one. */
+int guest_retire(const struct config *config, bool *ret_ended);
+
+/* Does the guest run here, or stand still having run? */
+enum guest_state { GUEST_NONE, GUEST_STOPPED, GUEST_RUNS };
+int guest_state(const struct config *config, enum guest_state *ret_state);
+
+/* Process id of the guest's. */
+int guest_pid(const struct vmm *guest);
+
+/* What the log calls it: "QEMU", "VMM". */
+const char *guest_kind(const struct vmm *guest);
+
+/* One finding of `understudy check`; the caller frees the array. */
+struct qemu_finding;
+int guest_check(const struct config *config, struct qemu_finding **ret_findings, size_t *ret_count);
+
+#endif

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Pair whose guests run in our own VMM: the bare guest of bench/guests on /dev/kvm."""
+import json
+import os
+import socket
+import struct
+import subprocess
+
+from processes import Process
+from understudy_test import Pair, Skip, check, wait_for
+
+WORDS = "block=ram mem=2M rate=100 check=200 tick=100"
+
+
+def program(run):
+    return os.path.join(run.build, "understudy-vmm")
+
+
+def need_kvm(run):
+    """Skips, with the VMM's own reason, where no guest can be made."""
+    if not os.path.exists("/dev/kvm"):
+        raise Skip("no /dev/kvm")
+    done = subprocess.run([program(run), "--kernel", "/dev/null", "--memory", "2M"], capture_output=True, text=True,
+                          timeout=20, stdin=subprocess.DEVNULL)
+    # A machine was made, and only the kernel is none.
+    if "/dev/null" not in done.stderr:
+        raise Skip(done.stderr.strip().removeprefix("understudy run: ") or f"the VMM ended with {done.returncode}")
+
+
+class KvmPair(Pair):
+    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), **options):
+        """`more`: further options of the VMM's."""
+        need_kvm(run)
+        self.words, self.more = words, more
+        super().__init__(run, memory=memory, smp=smp, **options)
+
+    def guest_keys(self, host):
+        return {"vmm": self.path(f"{host}.vmm"), "command": " ".join(self.vmm_command(host)),
+                "log": self.path(f"{host}-qemu.log")}
+
+    def vmm_command(self, host, understudy=True):
+        argv = [self.run.understudy, "run"] if understudy else [program(self.run)]
+        return argv + ["--kernel", os.path.join(self.run.build, "bench/guests/bare-guest"),
+                       "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
+                       "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
+                       "--serial", self.path(f"{host}.serial"), *self.more]
+
+    def start_guest(self, ticks=2, seconds=30):
+        argv = [word.strip("'") for word in self.vmm_command("alpha")]
+        self.qemu = Process("primary's VMM", argv, self.log("alpha-vmm"), self.run.network("alpha"))
+        serial = self.serial("alpha")
+        wait_for(f"guest's tick {ticks}", seconds,
+                 lambda: len(serial.ticks()) >= ticks or not self.qemu.running(), self.story, every=0.1)
+        check(self.qemu.running(), "the primary's VMM ended", self.story)
+        self.probe = serial.probe()
+        check(self.probe, "the guest named no probe", self.story)
+        self.write_config(probe=self.probe)
+        return self
+
+    def check_guest(self, host="alpha", expect=0):
+        """`understudy check` of this configuration."""
+        out, _, _ = self.run.us("check", self.config(host), "--host", host, "--json", expect=expect)
+        return json.loads(out)
+
+
+class Control:
+    """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
+    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
+    WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
+    HEAD = struct.Struct("=IIiIQQQ")
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(10)
+        self.socket.connect(path)
+        self.sequence = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def __call__(self, operation, argument=0):
+        """(code, phase, text)."""
+        self.sequence += 1
+        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, argument, 0, 0))
+        packet = self.socket.recv(4096)
+        if not packet:
+            raise ConnectionResetError("the VMM hung up")
+        _, sequence, code, phase, *_ = self.HEAD.unpack_from(packet)
+        assert sequence == self.sequence, f"answer {sequence} to request {self.sequence}"
+        return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
+
+    def greet(self):
+        return self(self.HELLO, 1)

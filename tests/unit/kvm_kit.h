@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_TESTS_UNIT_KVM_KIT_H
+#define UNDERSTUDY_TESTS_UNIT_KVM_KIT_H
+
+#include "tests/unit/unit.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/scope.h"
+#include "vmm/kvm/legacy.h"
+#include "vmm/kvm/machine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+/* The bare guest (bench/guests) in a machine of our own. Tests skip where none can be made. */
+
+#define MEMORY (8ull << 20)
+struct runner {
+    struct machine *machine;
+    int output;
+    unsigned cpus;
+    atomic_bool over;
+    enum machine_end why;
+};
+
+static inline void on_ended(void *ctx, enum machine_end why, const char *text)
+{
+    struct runner *runner = ctx;
+    (void)text;
+    runner->why = why;
+    atomic_store(&runner->over, true);
+}
+
+static inline struct machine *new_machine(struct runner *runner)
+{
+    struct machine *machine;
+    const struct machine_config config = {
+        .memory_bytes = MEMORY, .cpus = runner->cpus, .ended = on_ended, .ctx = runner};
+    int r = machine_new(&machine, &config);
+    if (r < 0) {
+        print_message("skipped: %s\n", error_text());
+        skip();
+    }
+    assert_int_equal(serial_add(machine, runner->output), 0);
+    assert_int_equal(reset_add(machine), 0);
+    return machine;
+}
+
+static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+{
+    *runner = (struct runner){.cpus = cpus};
+    runner->output = memfd_create("serial", MFD_CLOEXEC);
+    assert_true(runner->output >= 0);
+    runner->machine = new_machine(runner);
+    int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
+    if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
+        fail_msg("%s", error_text());
+}
+
+static inline void said(struct runner *runner, char *to, size_t room)
+{
+    ssize_t got = pread(runner->output, to, room - 1, 0);
+    to[got > 0 ? got : 0] = '\0';
+}
+
+static inline void runner_end(struct runner *runner)
+{
+    machine_free(runner->machine);
+    close(runner->output);
+}
+
+static inline size_t save(struct machine *machine, uint8_t **ret_state)
+{
+    size_t room = machine_state_bytes_max(machine), bytes = 0;
+    uint8_t *state = malloc(room);
+    assert_non_null(state);
+    if (machine_save(machine, state, room, &bytes) < 0)
+        fail_msg("%s", error_text());
+    *ret_state = state;
+    return bytes;
+}
+
+static inline void *map(struct machine *machine)
+{
+    void *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, machine_memory_fd(machine), 0);
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    return memory;
+}
+
+static inline void copy_memory(struct machine *to, struct machine *from)
+{
+    void *new = map(to), *old = map(from);
+    memcpy(new, old, MEMORY);
+    munmap(new, MEMORY);
+    munmap(old, MEMORY);
+}
+
+#endif

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/unit/kvm_kit.h"
+
+/*
+ * A guest that is saved and restored at random instants computes what it would have computed undisturbed. The
+ * guest is bench/guests: with steps=N it ends by itself and says a digest of what it met.
+ *
+ * UNDERSTUDY_KVM_STEPS: how long the guest computes (default 60); each step is a few restores.
+ */
+
+#define LIMIT_NS     (90 * NS_PER_S)
+#define ROUND_US_MAX 12000
+
+/* The guest goes on in another machine. */
+static void move(struct runner *runner)
+{
+    uint8_t *state cleanup_free = NULL;
+    assert_int_equal(machine_pause(runner->machine), 0);
+    if (atomic_load(&runner->over))
+        return;
+    size_t bytes = save(runner->machine, &state);
+    struct machine *next = new_machine(runner);
+    copy_memory(next, runner->machine);
+    if (machine_load(next, state, bytes) < 0)
+        fail_msg("%s", error_text());
+    machine_free(runner->machine);
+    runner->machine = next;
+    machine_resume(next);
+}
+
+/* Runs to its end; moved at random moments if it is to be `disturbed`. Returns how often. */
+static unsigned run(unsigned cpus, const char *command_line, bool disturbed, char *ret_result, size_t room)
+{
+    static char text[1 << 20];
+    struct runner runner;
+    unsigned moves = 0;
+    runner_begin(&runner, cpus, command_line);
+    machine_resume(runner.machine);
+    uint64_t deadline = clock_now_ns() + LIMIT_NS, seed = clock_now_ns();
+    while (!atomic_load(&runner.over) && clock_now_ns() < deadline) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        usleep((useconds_t)((seed >> 33) % ROUND_US_MAX));
+        if (disturbed) {
+            move(&runner);
+            moves++;
+        }
+    }
+    said(&runner, text, sizeof text);
+    const char *result = strstr(text, "\nresult ");
+    if (!atomic_load(&runner.over) || runner.why != MACHINE_ENDED || !result || strstr(text, "corrupt"))
+        fail_msg("the guest did not end well after %u moves: %s", moves, text);
+    snprintf(ret_result, room, "%.*s", (int)strcspn(result + 8, "\n\r"), result + 8);
+    runner_end(&runner);
+    return moves;
+}
+
+static void round_trip(unsigned cpus)
+{
+    const char *wanted = getenv("UNDERSTUDY_KVM_STEPS");
+    char command_line[256], undisturbed[64], moved[64];
+    snprintf(command_line, sizeof command_line, "mem=128K rate=max check=max irq=50 cpus=%u steps=%s", cpus,
+             wanted ? wanted : "60");
+    run(cpus, command_line, false, undisturbed, sizeof undisturbed);
+    unsigned moves = run(cpus, command_line, true, moved, sizeof moved);
+    assert_string_equal(undisturbed, moved);
+    print_message("%u vCPUs: %u restores, result %s both times\n", cpus, moves, moved);
+    assert_true(moves > 10);
+}
+
+static void test_round_trip_1(void **state)
+{
+    (void)state;
+    round_trip(1);
+}
+
+static void test_round_trip_2(void **state)
+{
+    (void)state;
+    round_trip(2);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip_1),
+                                       cmocka_unit_test(test_round_trip_2)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_VMM_KVM_DEVICES_H
+#define UNDERSTUDY_VMM_KVM_DEVICES_H
+
+#include "vmm/kvm/machine.h"
+
+/*
+ * The virtio devices that the command line asks for: where they lie in the guest, and what they are on the
+ * host. Network interfaces come first, in the order in which they are asked for.
+ */
+#define DEVICES_NETS_MAX 4
+
+struct devices_wanted {
+    struct {
+        char tap[16];
+        uint8_t mac[6];
+    } nets[DEVICES_NETS_MAX];
+    unsigned net_count;
+    bool rng;
+};
+
+/* "TAP" or "TAP,MAC"; without one, 52:54:00:75:73:NN. False: it is neither, or one too many. */
+bool devices_parse_net(struct devices_wanted *wanted, const char *text);
+
+/* Open what they need on the host, before capabilities are given up. */
+struct devices;
+int devices_open(struct devices **ret_devices, const struct devices_wanted *wanted);
+
+/* Lines for machine_config.description: what both hosts must have alike and the bus does not tell. */
+const char *devices_description(const struct devices *devices);
+
+/* Append " virtio_mmio.device=..." for each, as Linux reads it. -ENOBUFS. */
+int devices_command_line(const struct devices *devices, char *command_line, size_t room);
+
+/* Put them on the machine's bus and start their thread. */
+int devices_add(struct devices *devices, struct machine *machine);
+
+/* Tell the network where the guest is now. */
+void devices_announce(struct devices *devices);
+
+/* No device works any more: before machine_free(). NULL. */
+void devices_stop(struct devices *devices);
+/* After it. NULL. */
+void devices_free(struct devices *devices);
+
+#endif

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_VMM_KVM_GUEST_H
+#define UNDERSTUDY_VMM_KVM_GUEST_H
+
+#include "vmm/kvm/client.h"
+
+/* What sources and targets of this driver begin with, and the calls that are the same for both. */
+struct kvm_guest {
+    struct vmm vmm;
+    struct client client;
+};
+
+int kvm_guest_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to);
+int kvm_guest_event_fd(struct vmm *vmm);
+enum vmm_event kvm_guest_event(struct vmm *vmm);
+
+#endif

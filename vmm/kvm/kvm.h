@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_VMM_KVM_KVM_H
+#define UNDERSTUDY_VMM_KVM_KVM_H
+
+#include "vmm/vmm.h"
+
+#include <sys/types.h>
+
+/*
+ * The driver of guests that run in our own VMM (docs/kvm.md). Source: attach to one that runs. Target: launch
+ * one that waits (--incoming) and fill it. `socket_path` is the VMM's --control. Both need to be root, or the
+ * VMM's own user.
+ */
+
+/* -ENOENT, -ECONNREFUSED: no VMM is there; -EBUSY: it has an engine; -EINVAL: its guest has not been loaded
+ * yet. */
+int kvm_attach(struct vmm **ret_source, const char *socket_path);
+
+/*
+ * Launch `argv` (the standby's own command line, with --control socket_path), with "--incoming" appended, and
+ * wait until it is ready. `pid_path` and `log_path` as in qemu.h. -EADDRINUSE: a VMM serves the socket
+ * already; -EBUSY: an earlier engine's guest runs; a VMM that ends instead is an error that carries its last
+ * line of output.
+ */
+struct kvm_launch {
+    char *const *argv;
+    const char *socket_path, *pid_path, *log_path;
+    uint32_t ready_ms; /* bound on start-up; 0: 10000 */
+};
+int kvm_launch(struct vmm **ret_target, const struct kvm_launch *launch);
+
+/* Is there a VMM behind the socket, and what does its guest do? */
+enum kvm_guest_state { KVM_GUEST_NONE, KVM_GUEST_WAITS, KVM_GUEST_STOPPED, KVM_GUEST_RUNS };
+struct kvm_look {
+    enum kvm_guest_state state;
+    pid_t pid; /* of the VMM; 0: none */
+};
+int kvm_look(const char *socket_path, struct kvm_look *ret_look);
+
+/* End the VMM whose guest an engine stopped for good. Nobody there: 0 too, with *ret_ended false.
+ * -EADDRINUSE: what is there was not stopped so, or has an engine; it is not touched. -EBUSY: it does not
+ * end. */
+int kvm_retire(const char *socket_path, bool *ret_ended);
+
+/* Process id of the VMM behind a guest of this driver. */
+pid_t kvm_pid(const struct vmm *vmm);
+
+#endif

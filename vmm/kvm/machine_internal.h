@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_VMM_KVM_MACHINE_INTERNAL_H
+#define UNDERSTUDY_VMM_KVM_MACHINE_INTERNAL_H
+
+#include "vmm/kvm/machine.h"
+
+#include <assert.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+/* What the files of the machine share. */
+
+#define CPUID_MAX   256
+#define SCRATCH_MIN 4096
+#define MSRS_MAX    256
+
+struct vcpu {
+    struct machine *machine;
+    unsigned index;
+    int fd;
+    struct kvm_run *run; /* the kernel's, run_bytes long */
+    pthread_t thread;
+    bool threaded, arrived; /* the latter under the lock */
+};
+
+/* struct kvm_cpuid2 with room for its entries. */
+struct cpuid_table {
+    uint32_t count, padding;
+    struct kvm_cpuid_entry2 entries[CPUID_MAX];
+};
+static_assert(offsetof(struct cpuid_table, entries) == offsetof(struct kvm_cpuid2, entries),
+              "as the kernel has it");
+
+struct machine {
+    struct machine_config config;
+    int kvm, vm;
+
+    int memory_fd;
+    uint8_t *memory_map;
+    struct guest_memory memory;
+    bool tracked;
+
+    struct bus bus;
+
+    struct vcpu vcpus[MACHINE_CPUS_MAX];
+    size_t run_bytes, xsave_bytes;
+    void *scratch; /* as large as any structure of a vCPU's */
+    uint32_t tsc_khz;
+    uint64_t cpu_sum;        /* of what CPUID says, as far as it is the same for all vCPUs */
+    uint32_t msrs[MSRS_MAX]; /* the state's */
+    unsigned msr_count;
+
+    pthread_mutex_t lock; /* of what follows; leaf */
+    pthread_cond_t changed;
+    unsigned inside; /* vCPUs in the guest, or handling its exits */
+    bool stopped, ending;
+    bool quiet; /* the bus is; the owner's alone */
+    atomic_bool over;
+};
+
+/* vcpu.c */
+int vcpu_new(struct machine *machine, unsigned index);
+int vcpu_start(struct vcpu *vcpu);
+/* Make it leave the guest soon, or not enter it. */
+void vcpu_kick(struct vcpu *vcpu);
+void vcpu_free(struct vcpu *vcpu);
+
+/* cpuid.c: what KVM supports, made to fit this machine; sets machine->cpu_sum. */
+int cpuid_for(struct machine *machine, struct cpuid_table *ret_table);
+void cpuid_of_vcpu(unsigned index, struct cpuid_table *table);
+
+/* state_kvm.c: which MSRs are part of the state. */
+int machine_find_msrs(struct machine *machine);
+
+#endif

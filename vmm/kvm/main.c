@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/error.h"
+#include "base/log.h"
+#include "base/scope.h"
+#include "vmm/kvm/confine.h"
+#include "vmm/kvm/devices.h"
+#include "vmm/kvm/legacy.h"
+#include "vmm/kvm/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+
+#define MEMORY_DEFAULT (256ull << 20)
+
+enum { EXIT_RAN = 0, EXIT_BROKE = 1, EXIT_ARGUMENTS = 2 };
+
+struct options {
+    const char *kernel, *command_line, *control, *serial;
+    uint64_t memory_bytes;
+    unsigned cpus;
+    struct devices_wanted devices;
+    bool incoming;
+};
+
+static const char help[] =
+    "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
+    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
+    "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
+    "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
+    "  --cmdline TEXT    its command line\n"
+    "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
+    "  --cpus N          virtual CPUs (default: 1)\n"
+    "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
+    "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
+    "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
+    "  --rng             a source of entropy (virtio)\n"
+    "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
+    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
+    "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
+
+static bool parse_size(const char *text, uint64_t *ret_bytes)
+{
+    char *end;
+    errno = 0;
+    unsigned long long number = strtoull(text, &end, 10);
+    unsigned shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
+    if (shift)
+        end++;
+    if (*text < '0' || *text > '9' || errno || *end || number > UINT64_MAX >> 30)
+        return false;
+    *ret_bytes = number << shift;
+    return true;
+}
+
+static bool parse_cpus(const char *text, unsigned *ret_cpus)
+{
+    char *end;
+    unsigned long number = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || number < 1 || number > MACHINE_CPUS_MAX)
+        return false;
+    *ret_cpus = (unsigned)number;
+    return true;
+}
+
+static int refuse(const char *option, const char *value, const char *allowed)
+{
+    fprintf(stderr, "understudy run: --%s %s: allowed are %s\n", option, value, allowed);
+    return EXIT_ARGUMENTS;
+}
+
+/* -1: go on. */
+static int parse(int argc, char **argv, struct options *ret_options)
+{
+    static const struct option names[] = {{"kernel", required_argument, NULL, 'k'},
+                                          {"cmdline", required_argument, NULL, 'a'},
+                                          {"memory", required_argument, NULL, 'm'},
+                                          {"cpus", required_argument, NULL, 'c'},
+                                          {"control", required_argument, NULL, 's'},
+                                          {"serial", required_argument, NULL, 'o'},
+                                          {"net", required_argument, NULL, 'n'},
+                                          {"rng", no_argument, NULL, 'r'},
+                                          {"incoming", no_argument, NULL, 'i'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {0}};
+    struct options options = {
+        .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
+    for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
+        switch (option) {
+        case 'k':
+            options.kernel = optarg;
+            break;
+        case 'a':
+            options.command_line = optarg;
+            break;
+        case 'm':
+            if (!parse_size(optarg, &options.memory_bytes))
+                return refuse("memory", optarg, "sizes such as 256M");
+            break;
+        case 'c':
+            if (!parse_cpus(optarg, &options.cpus))
+                return refuse("cpus", optarg, "1 to 64");
+            break;
+        case 's':
+            options.control = optarg;
+            break;
+        case 'o':
+            options.serial = optarg;
+            break;
+        case 'n':
+            if (!devices_parse_net(&options.devices, optarg))
+                return refuse("net", optarg, "4 of TAP and TAP,MAC with a MAC that is no group's");
+            break;
+        case 'r':
+            options.devices.rng = true;
+            break;
+        case 'i':
+            options.incoming = true;
+            break;
+        case 'h':
+            fputs(help, stdout);
+            return EXIT_RAN;
+        default:
+            return EXIT_ARGUMENTS;
+        }
+    }
+    if (optind != argc) {
+        fprintf(stderr, "understudy run: '%s' is not an option (see understudy run --kernel --help)\n",
+                argv[optind]);
+        return EXIT_ARGUMENTS;
+    }
+    if (!options.incoming && !options.kernel) {
+        fputs("understudy run: --kernel is missing\n", stderr);
+        return EXIT_ARGUMENTS;
+    }
+    if (options.incoming && !options.control) {
+        fputs("understudy run: --incoming needs --control, by which the state comes\n", stderr);
+        return EXIT_ARGUMENTS;
+    }
+    *ret_options = options;
+    return -1;
+}
+
+struct files {
+    int kernel, serial;
+};
+
+static int open_files(const struct options *options, struct files *files)
+{
+    if (strcmp(options->serial, "stdio") == 0)
+        files->serial = STDOUT_FILENO;
+    else
+        files->serial =
+            open(options->serial, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    if (files->serial < 0)
+        return error_errno(-errno, "serial %s", options->serial);
+    if (options->incoming)
+        return 0;
+    files->kernel = open(options->kernel, O_RDONLY | O_CLOEXEC);
+    return files->kernel < 0 ? error_errno(-errno, "kernel %s", options->kernel) : 0;
+}
+
+struct vmm_parts {
+    struct server *server;
+    struct devices *devices;
+    struct machine *machine;
+};
+
+static void announce(void *ctx)
+{
+    devices_announce(((struct vmm_parts *)ctx)->devices);
+}
+
+static int boot(const struct options *options, int kernel, struct vmm_parts *parts)
+{
+    char command_line[MACHINE_COMMAND_LINE_MAX];
+    if (snprintf(command_line, sizeof command_line, "%s", options->command_line) >= (int)sizeof command_line)
+        return error_set(-EINVAL, "the kernel's command line is longer than %zu characters",
+                         sizeof command_line - 1);
+    int r = devices_command_line(parts->devices, command_line, sizeof command_line);
+    return r < 0 ? r : machine_boot(parts->machine, kernel, options->kernel, command_line);
+}
+
+/* What is opened comes first, then threads, and then nothing of either any more. */
+static int make(const struct options *options, struct vmm_parts *parts)
+{
+    struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
+    struct files files = {.kernel = -1};
+    int r = server_new(&parts->server, options->control, &config);
+    if (r == 0)
+        r = open_files(options, &files);
+    if (r == 0)
+        r = devices_open(&parts->devices, &options->devices);
+    if (r == 0)
+        r = confine_capabilities();
+    if (r == 0) {
+        config.description = devices_description(parts->devices);
+        r = machine_new(&parts->machine, &config);
+    }
+    if (r == 0)
+        r = serial_add(parts->machine, files.serial);
+    if (r == 0)
+        r = reset_add(parts->machine);
+    if (r == 0)
+        r = devices_add(parts->devices, parts->machine);
+    if (r == 0 && !options->incoming)
+        r = boot(options, files.kernel, parts);
+    if (files.kernel >= 0)
+        close(files.kernel);
+    if (r == 0)
+        r = server_attach(parts->server, parts->machine, options->incoming, announce, parts);
+    return r < 0 ? r : confine_calls();
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    struct vmm_parts parts = {0};
+    enum machine_end end = MACHINE_CRASHED;
+    int code = parse(argc, argv, &options);
+    if (code >= 0)
+        return code;
+    prctl(PR_SET_NAME, "understudy-vmm");
+    if (make(&options, &parts) == 0)
+        end = server_run(parts.server);
+    else
+        fprintf(stderr, "understudy run: %s\n", error_text());
+    if (parts.machine)
+        machine_pause(parts.machine);
+    devices_stop(parts.devices);
+    machine_free(parts.machine);
+    devices_free(parts.devices);
+    server_free(parts.server);
+    return end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
+}

@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/kvm/server.h"
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/scope.h"
+#include "vmm/kvm/control.h"
+#include "vmm/vmm.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+/*
+ * Theory of operation
+ *
+ * One thread, one epoll. A visitor becomes the engine by HELLO; there is one at a time. What the engine does
+ * to the guest is undone when its connection ends, but for HOLD:
+ *
+ *      WAITING ─LOAD─► LOADED ─RUN─► RUNNING ◄─RESUME, SIGCONT── HELD
+ *                                     │   ▲                       ▲
+ *                                   PAUSE └─RESUME, hung up─┐    HOLD
+ *                                     └───────────────────► PAUSED
+ *
+ * Nothing here waits for an engine: answers and events that its socket does not take end the connection.
+ */
+
+#define VISITORS_MAX 8
+
+struct visitor {
+    int fd; /* -1: free */
+};
+
+struct server {
+    struct machine *machine;
+    void (*announce)(void *ctx);
+    void *announce_ctx;
+    int listener, signals, wake, epoll;
+    struct visitor visitors[VISITORS_MAX];
+    struct visitor *engine;
+    enum control_phase phase;
+
+    int shared_fd;
+    uint8_t *shared;
+    size_t shared_bytes, state_room;
+
+    enum machine_end end; /* set before `wake` is written */
+    char end_text[ERROR_TEXT_MAX];
+    bool retired;
+};
+
+/* --- the guest's end --- */
+
+static void on_ended(void *ctx, enum machine_end why, const char *text)
+{
+    struct server *server = ctx;
+    snprintf(server->end_text, sizeof server->end_text, "%s", text);
+    __atomic_store_n(&server->end, why, __ATOMIC_RELEASE);
+    eventfd_write(server->wake, 1);
+}
+
+static bool is_over(const struct server *server)
+{
+    return __atomic_load_n(&server->end, __ATOMIC_ACQUIRE) != MACHINE_GOES_ON;
+}
+
+/* --- who is connected --- */
+
+static void dismiss(struct server *server, struct visitor *visitor)
+{
+    close(take_fd(&visitor->fd)); /* leaves the epoll by itself */
+    if (server->engine != visitor)
+        return;
+    server->engine = NULL;
+    machine_untrack(server->machine);
+    if (server->phase == CONTROL_PAUSED) {
+        log_warning("the engine hung up while it held the guest; it runs on");
+        machine_resume(server->machine);
+        server->phase = CONTROL_RUNNING;
+    }
+}
+
+static void tell_engine(struct server *server, enum vmm_event event)
+{
+    struct control_message message = {.op = CONTROL_EVENT, .phase = server->phase, .value = event};
+    if (server->engine && control_send(server->engine->fd, &message, NULL, 0, MSG_DONTWAIT) < 0)
+        dismiss(server, server->engine);
+}
+
+/* Only who could do as much without us: root, and who runs us. */
+static bool trusted(int fd)
+{
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
+           (peer.uid == 0 || peer.uid == geteuid());
+}
+
+static void welcome(struct server *server)
+{
+    int fd cleanup_close = accept4(server->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0 || !trusted(fd))
+        return;
+    for (unsigned i = 0; i < VISITORS_MAX; i++) {
+        struct visitor *visitor = &server->visitors[i];
+        struct epoll_event readable = {.events = EPOLLIN, .data.ptr = visitor};
+        if (visitor->fd < 0 && epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &readable) == 0) {
+            visitor->fd = take_fd(&fd);
+            return;
+        }
+    }
+}
+
+/* --- requests --- */
+
+static uint8_t *state_area(const struct server *server)
+{
+    return server->shared + control_state_offset(machine_memory_bytes(server->machine));
+}
+
+static int do_hello(struct server *server, struct visitor *visitor, const struct control_message *request,
+                    struct control_message *answer)
+{
+    char *text cleanup_free = NULL;
+    if (server->engine)
+        return error_set(-EBUSY, "another engine has this guest");
+    if (request->value != CONTROL_VERSION)
+        return error_set(-EPROTO, "the engine speaks version %llu of the control protocol, this VMM %u",
+                         (unsigned long long)request->value, CONTROL_VERSION);
+    int r = machine_describe(server->machine, &text);
+    if (r < 0)
+        return r;
+    answer->value = strlen(text);
+    if (answer->value > server->state_room)
+        return error_set(-ENOBUFS, "the description has %llu bytes", (unsigned long long)answer->value);
+    memcpy(state_area(server), text, answer->value);
+    answer->memory_bytes = machine_memory_bytes(server->machine);
+    answer->state_room = server->state_room;
+    server->engine = visitor;
+    return 0;
+}
+
+/* What was written since the last time, and the state; of a machine that stands still. */
+static int capture(struct server *server, struct control_message *answer)
+{
+    size_t bytes = 0;
+    int r = 0;
+    if (machine_tracked(server->machine))
+        r = machine_dirty(server->machine, true, (uint64_t *)server->shared);
+    else
+        memset(server->shared, 0, control_dirty_bytes(machine_memory_bytes(server->machine)));
+    if (r == 0)
+        r = machine_save(server->machine, state_area(server), server->state_room, &bytes);
+    answer->value = bytes;
+    return r;
+}
+
+static int stop(struct server *server)
+{
+    int r = machine_pause(server->machine);
+    if (r == 0 && is_over(server))
+        r = error_set(-ESRCH, "the guest is over: %s", server->end_text);
+    return r;
+}
+
+static int do_pause(struct server *server, struct control_message *answer)
+{
+    int r = server->phase == CONTROL_RUNNING ? stop(server) : 0;
+    if (r == 0)
+        r = capture(server, answer);
+    if (r == 0 && server->phase == CONTROL_RUNNING)
+        server->phase = CONTROL_PAUSED;
+    if (r < 0 && server->phase == CONTROL_RUNNING && !is_over(server)) {
+        char text[ERROR_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", error_text());
+        machine_resume(server->machine);
+        error_set(r, "%s", text);
+    }
+    return r;
+}
+
+static int do_resume(struct server *server)
+{
+    machine_resume(server->machine);
+    server->phase = CONTROL_RUNNING;
+    return 0;
+}
+
+static int do_hold(struct server *server)
+{
+    int r = server->phase == CONTROL_RUNNING ? stop(server) : 0;
+    if (r == 0)
+        server->phase = CONTROL_HELD;
+    return r;
+}
+
+/* The engine's memory is not ours: what was checked must be what is loaded. */
+static int do_load(struct server *server, uint64_t bytes)
+{
+    if (bytes > server->state_room)
+        return error_set(-EMSGSIZE, "a state of %llu bytes, at most %zu are possible",
+                         (unsigned long long)bytes, server->state_room);
+    void *state cleanup_free = malloc(bytes + 1);
+    if (!state)
+        return error_set(-ENOMEM, "state: no memory");
+    memcpy(state, state_area(server), bytes);
+    int r = machine_load(server->machine, state, bytes);
+    if (r == 0)
+        server->phase = CONTROL_LOADED;
+    return r;
+}
+
+static int do_retire(struct server *server)
+{
+    if (server->phase != CONTROL_HELD || server->engine)
+        return error_set(-EADDRINUSE, "the guest %s; if it is not meant to run here, end it",
+                         server->engine ? "has an engine" : "was not stopped for good by an engine");
+    server->retired = true;
+    return 0;
+}
+
+/* In which phases an engine may ask for it. */
+static bool permitted(const struct server *server, uint32_t op)
+{
+    enum control_phase phase = server->phase;
+    switch (op) {
+    case CONTROL_LOAD:
+        return phase == CONTROL_WAITING;
+    case CONTROL_RUN:
+        return phase == CONTROL_LOADED;
+    case CONTROL_TRACK:
+    case CONTROL_HOLD:
+        return phase >= CONTROL_RUNNING;
+    case CONTROL_SCAN:
+        return phase >= CONTROL_RUNNING && machine_tracked(server->machine);
+    case CONTROL_PAUSE:
+        return phase == CONTROL_RUNNING || phase == CONTROL_HELD;
+    case CONTROL_RESUME:
+        return phase == CONTROL_PAUSED || phase == CONTROL_HELD;
+    case CONTROL_ANNOUNCE:
+        return phase == CONTROL_RUNNING;
+    default:
+        return false;
+    }
+}
+
+static int obey(struct server *server, const struct control_message *request, struct control_message *answer)
+{
+    switch (request->op) {
+    case CONTROL_TRACK:
+        return machine_track(server->machine);
+    case CONTROL_SCAN:
+        return machine_dirty(server->machine, false, (uint64_t *)server->shared);
+    case CONTROL_PAUSE:
+        return do_pause(server, answer);
+    case CONTROL_RESUME:
+    case CONTROL_RUN:
+        return do_resume(server);
+    case CONTROL_HOLD:
+        return do_hold(server);
+    case CONTROL_LOAD:
+        return do_load(server, request->value);
+    default:
+        assert(request->op == CONTROL_ANNOUNCE); /* permitted() knows no other */
+        server->announce(server->announce_ctx);
+        return 0;
+    }
+}
+
+static int perform(struct server *server, struct visitor *visitor, const struct control_message *request,
+                   struct control_message *answer)
+{
+    if (request->op == CONTROL_LOOK)
+        return 0;
+    if (request->op == CONTROL_HELLO)
+        return do_hello(server, visitor, request, answer);
+    if (request->op == CONTROL_RETIRE)
+        return do_retire(server);
+    if (visitor != server->engine)
+        return error_set(-EPERM, "operation %u without HELLO", request->op);
+    if (!permitted(server, request->op))
+        return error_set(-EINVAL, "operation %u in phase %d of the guest", request->op, server->phase);
+    return obey(server, request, answer);
+}
+
+static void serve(struct server *server, struct visitor *visitor)
+{
+    struct control_message request;
+    int r;
+    while ((r = control_receive(visitor->fd, true, &request, NULL, 0, NULL, MSG_DONTWAIT)) == 0) {
+        struct control_message answer = {.op = request.op, .sequence = request.sequence};
+        const int fds[CONTROL_HELLO_FDS] = {machine_memory_fd(server->machine), server->shared_fd};
+        answer.code = perform(server, visitor, &request, &answer);
+        answer.phase = server->phase;
+        if (answer.code < 0)
+            snprintf(answer.text, sizeof answer.text, "%s", error_text());
+        bool hello = request.op == CONTROL_HELLO && answer.code == 0;
+        r = control_send(visitor->fd, &answer, fds, hello ? CONTROL_HELLO_FDS : 0, MSG_DONTWAIT);
+        if (r < 0)
+            break;
+    }
+    if (r != -EAGAIN)
+        dismiss(server, visitor);
+}
+
+/* --- signals --- */
+
+static void on_signal(struct server *server)
+{
+    struct signalfd_siginfo info;
+    if (read(server->signals, &info, sizeof info) != sizeof info)
+        return;
+    if (info.ssi_signo != SIGCONT) {
+        machine_end(server->machine, MACHINE_ENDED, "told to end by signal %u", info.ssi_signo);
+    } else if (server->phase == CONTROL_HELD) {
+        log_notice("a guest that was held for good is let run by SIGCONT");
+        do_resume(server);
+        tell_engine(server, VMM_EVENT_RESUMED);
+    }
+}
+
+/* --- making it --- */
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (snprintf(address.sun_path, sizeof address.sun_path, "%s", path) >= (int)sizeof address.sun_path)
+        return error_set(-ENAMETOOLONG, "control %s: longer than a UNIX socket's path can be", path);
+    int fd cleanup_close = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return error_errno(-errno, "control %s", path);
+    int probe cleanup_close = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (probe < 0)
+        return error_errno(-errno, "control %s", path);
+    if (connect(probe, (struct sockaddr *)&address, sizeof address) == 0 || errno == EAGAIN)
+        return error_set(-EADDRINUSE, "control %s: a VMM serves this socket already", path);
+    if (errno == ECONNREFUSED) /* left behind */
+        unlink(path);
+    mode_t before = umask(0177);
+    int r = bind(fd, (struct sockaddr *)&address, sizeof address);
+    int cause = errno;
+    umask(before);
+    if (r < 0 || listen(fd, VISITORS_MAX) < 0)
+        return error_errno(r < 0 ? -cause : -errno, "control %s", path);
+    return take_fd(&fd);
+}
+
+static int open_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGCONT);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return fd < 0 ? error_errno(-errno, "signals") : fd;
+}
+
+static int watch(struct server *server, int *fd)
+{
+    struct epoll_event readable = {.events = EPOLLIN, .data.ptr = fd};
+    return epoll_ctl(server->epoll, EPOLL_CTL_ADD, *fd, &readable) < 0 ? error_errno(-errno, "epoll") : 0;
+}
+
+int server_new(struct server **ret_server, const char *control_path, struct machine_config *config)
+{
+    struct server *server = calloc(1, sizeof *server);
+    if (!server)
+        return error_set(-ENOMEM, "server: no memory");
+    server->listener = server->shared_fd = -1;
+    for (unsigned i = 0; i < VISITORS_MAX; i++)
+        server->visitors[i].fd = -1;
+    server->epoll = epoll_create1(EPOLL_CLOEXEC);
+    server->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->signals = open_signals();
+    int r = server->epoll < 0 || server->wake < 0 ? error_errno(-errno, "server") : 0;
+    if (r == 0 && server->signals < 0)
+        r = server->signals;
+    if (r == 0 && control_path)
+        r = server->listener = listen_at(control_path);
+    if (r >= 0)
+        r = watch(server, &server->wake);
+    if (r == 0)
+        r = watch(server, &server->signals);
+    if (r == 0 && control_path)
+        r = watch(server, &server->listener);
+    if (r < 0) {
+        server_free(server);
+        return r;
+    }
+    config->ended = on_ended;
+    config->ctx = server;
+    *ret_server = server;
+    return 0;
+}
+
+void server_free(struct server *server)
+{
+    if (!server)
+        return;
+    for (unsigned i = 0; i < VISITORS_MAX; i++)
+        if (server->visitors[i].fd >= 0)
+            close(server->visitors[i].fd);
+    const int fds[] = {server->listener, server->signals, server->wake, server->epoll, server->shared_fd};
+    for (size_t i = 0; i < array_length(fds); i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    if (server->shared)
+        munmap(server->shared, server->shared_bytes);
+    free(server);
+}
+
+int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
+                  void *ctx)
+{
+    uint64_t memory_bytes = machine_memory_bytes(machine);
+    server->machine = machine;
+    server->announce = announce;
+    server->announce_ctx = ctx;
+    server->phase = incoming ? CONTROL_WAITING : CONTROL_RUNNING;
+    server->state_room = machine_state_bytes_max(machine);
+    server->shared_bytes = control_state_offset(memory_bytes) + server->state_room;
+    server->shared_fd = memfd_create("understudy-shared", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (server->shared_fd < 0 || ftruncate(server->shared_fd, (off_t)server->shared_bytes) < 0 ||
+        fcntl(server->shared_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return error_errno(-errno, "memory shared with the engine");
+    void *shared = mmap(NULL, server->shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, server->shared_fd, 0);
+    if (shared == MAP_FAILED)
+        return error_errno(-errno, "memory shared with the engine");
+    server->shared = shared;
+    return 0;
+}
+
+enum machine_end server_run(struct server *server)
+{
+    if (server->phase == CONTROL_RUNNING)
+        machine_resume(server->machine);
+    while (!is_over(server) && !server->retired) {
+        struct epoll_event event;
+        if (epoll_wait(server->epoll, &event, 1, -1) <= 0)
+            continue;
+        if (event.data.ptr == &server->listener)
+            welcome(server);
+        else if (event.data.ptr == &server->signals)
+            on_signal(server);
+        else if (event.data.ptr != &server->wake)
+            serve(server, event.data.ptr);
+    }
+    if (server->retired)
+        return MACHINE_ENDED;
+    log_notice("%s", server->end_text);
+    tell_engine(server, server->end == MACHINE_ENDED ? VMM_EVENT_ENDED : VMM_EVENT_FAILED);
+    return server->end;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef UNDERSTUDY_VMM_KVM_SERVER_H
+#define UNDERSTUDY_VMM_KVM_SERVER_H
+
+#include "vmm/kvm/machine.h"
+
+/*
+ * The VMM's main thread: it owns the machine, and does what an engine asks (control.h), until the guest is
+ * over.
+ *
+ * SIGTERM and SIGINT end the guest in order; SIGCONT lets a guest run that an engine held for good.
+ */
+struct server;
+
+/* `control_path`: where engines connect; NULL: nowhere. -EADDRINUSE: somebody serves it already. `config` is
+ * completed with the server's own callback. Blocks the signals above in the calling thread: before threads
+ * are started. */
+int server_new(struct server **ret_server, const char *control_path, struct machine_config *config);
+/* Takes NULL. The machine is the caller's. */
+void server_free(struct server *server);
+
+/* From here on `machine` may be asked for; `incoming`: it waits for a state. `announce(ctx)` tells the
+ * network where the guest is. */
+int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
+                  void *ctx);
+
+/* Serve until the guest is over. Returns how. */
+enum machine_end server_run(struct server *server);
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmm/kvm/kvm.h"
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/scope.h"
+#include "vmm/kvm/client.h"
+#include "vmm/kvm/guest.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+/*
+ * A guest of our own VMM as a source of checkpoints. A pause is one request: when its answer is here, the
+ * bitmap of what was written and the device state lie in the shared memory already. The bits are kept in
+ * `marks` until a scan takes them, since the VMM has forgotten them by then.
+ */
+
+struct source {
+    struct kvm_guest guest;
+    struct vmm_block block;
+    uint64_t *marks;
+    size_t words;
+    bool paused;
+    bool our_stop; /* valid while paused: RESUME is ours to say */
+    bool kept;     /* hold() or halt(): nothing lets it run when we close */
+    size_t state_bytes;
+    void *state; /* state_room bytes */
+};
+
+static struct source *of(struct vmm *vmm)
+{
+    return (struct source *)vmm;
+}
+
+static void source_describe(struct vmm *vmm, struct vmm_description *ret_description)
+{
+    client_describe(&of(vmm)->guest.client, &of(vmm)->block, true, ret_description);
+}
+
+static int source_track(struct vmm *vmm)
+{
+    return client_call(&of(vmm)->guest.client, CONTROL_TRACK, 0, NULL);
+}
+
+static int source_pause(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    struct client *client = &source->guest.client;
+    struct control_message answer;
+    assert(!source->paused);
+    int r = client_call(client, CONTROL_PAUSE, 0, &answer);
+    if (r == -ETIMEDOUT) {
+        /* It is obeyed in the end, and so is this. */
+        char text[ERROR_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", error_text());
+        client_call(client, CONTROL_RESUME, 0, NULL);
+        return error_set(r, "%s", text);
+    }
+    if (r < 0)
+        return r;
+    source->paused = true;
+    source->our_stop = answer.phase == CONTROL_PAUSED;
+    source->state_bytes = answer.value <= client->state_room ? answer.value : 0;
+    const uint64_t *written = (const uint64_t *)client->shared;
+    for (size_t i = 0; i < source->words; i++)
+        source->marks[i] |= written[i];
+    return 0;
+}
+
+static int add_ranges(const uint64_t *words, size_t count, struct vmm_ranges *to)
+{
+    int r = 0;
+    for (size_t i = 0; i < count; i++) {
+        for (uint64_t left = words[i]; r == 0 && left;) {
+            unsigned first = (unsigned)__builtin_ctzll(left);
+            uint64_t rest = left >> first;
+            unsigned pages = ~rest ? (unsigned)__builtin_ctzll(~rest) : 64;
+            r = vmm_ranges_add(to, 0, i * 64 + first, pages);
+            left = first + pages == 64 ? 0 : left & ~0ull << (first + pages);
+        }
+    }
+    return r;
+}
+
+static int source_scan(struct vmm *vmm, bool clear, struct vmm_ranges *to)
+{
+    struct source *source = of(vmm);
+    assert(!clear || source->paused);
+    uint64_t *found = source->marks;
+    uint64_t *both cleanup_free = NULL;
+    if (!source->paused) {
+        int r = client_call(&source->guest.client, CONTROL_SCAN, 0, NULL);
+        if (r < 0)
+            return r;
+        const uint64_t *written = (const uint64_t *)source->guest.client.shared;
+        found = both = malloc(source->words * sizeof *both);
+        if (!both)
+            return error_set(-ENOMEM, "dirty log: no memory");
+        for (size_t i = 0; i < source->words; i++)
+            both[i] = source->marks[i] | written[i];
+    }
+    int r = add_ranges(found, source->words, to);
+    if (r == 0 && clear)
+        memset(source->marks, 0, source->words * sizeof *source->marks);
+    return r;
+}
+
+static int source_save_begin(struct vmm *vmm)
+{
+    assert(of(vmm)->paused);
+    (void)vmm;
+    return 0;
+}
+
+static int source_save_end(struct vmm *vmm, const void **ret_state, size_t *ret_bytes)
+{
+    struct source *source = of(vmm);
+    const struct client *client = &source->guest.client;
+    assert(source->paused);
+    if (source->state_bytes == 0)
+        return error_set(-EBADMSG, "VMM %d: an impossible size of its state", client->pid);
+    /* The next pause, of whatever kind, overwrites what is shared. */
+    memcpy(source->state, client->shared + control_state_offset(client->memory_bytes), source->state_bytes);
+    *ret_state = source->state;
+    *ret_bytes = source->state_bytes;
+    return 0;
+}
+
+static int source_resume(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    assert(source->paused);
+    source->paused = source->kept = false;
+    return source->our_stop ? client_call(&source->guest.client, CONTROL_RESUME, 0, NULL) : 0;
+}
+
+static int source_hold(struct vmm *vmm)
+{
+    struct source *source = of(vmm);
+    bool ran = source->paused ? source->our_stop : source->guest.client.phase == CONTROL_RUNNING;
+    int r = client_call(&source->guest.client, CONTROL_HOLD, 0, NULL);
+    if (r < 0)
+        return r;
+    source->our_stop = ran;
+    source->paused = source->kept = true;
+    return 0;
+}
+
+/* Held, and not even resume() lets it run. */
+static int source_halt(struct vmm *vmm)
+{
+    int r = source_hold(vmm);
+    of(vmm)->our_stop &= r < 0;
+    return r;
+}
+
+static void source_close(struct vmm *vmm)
+{
+    if (!vmm)
+        return;
+    struct source *source = of(vmm);
+    if (source->paused && !source->kept)
+        source_resume(vmm);
+    client_close(&source->guest.client);
+    free(source->marks);
+    free(source->state);
+    free(source);
+}
+
+static const struct vmm_ops source_ops = {
+    .driver = "kvm",
+    .describe = source_describe,
+    .read = kvm_guest_read,
+    .event_fd = kvm_guest_event_fd,
+    .event = kvm_guest_event,
+    .halt = source_halt,
+    .hold = source_hold,
+    .close = source_close,
+    .track = source_track,
+    .pause = source_pause,
+    .scan = source_scan,
+    .save_begin = source_save_begin,
+    .save_end = source_save_end,
+    .resume = source_resume,
+};
+
+static int attach(struct source *source, const char *socket_path)
+{
+    struct client *client = &source->guest.client;
+    int r = client_open(client, socket_path);
+    if (r == 0)
+        r = client_greet(client, false);
+    if (r < 0)
+        return r;
+    if (client->phase < CONTROL_RUNNING)
+        return error_set(-EINVAL, "vmm %s: its guest waits to be loaded; nothing runs here", socket_path);
+    source->words = control_dirty_bytes(client->memory_bytes) / sizeof *source->marks;
+    source->marks = calloc(source->words, sizeof *source->marks);
+    source->state = malloc(client->state_room);
+    if (!source->marks || !source->state)
+        return error_set(-ENOMEM, "vmm %s: no memory", socket_path);
+    return fault_point(FAULT_ATTACH);
+}
+
+int kvm_attach(struct vmm **ret_source, const char *socket_path)
+{
+    struct source *source = calloc(1, sizeof *source);
+    if (!source)
+        return error_set(-ENOMEM, "vmm %s: no memory", socket_path);
+    source->guest.vmm.ops = &source_ops;
+    source->guest.client = CLIENT_NONE;
+    int r = attach(source, socket_path);
+    if (r < 0) {
+        char text[ERROR_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", error_text());
+        source_close(&source->guest.vmm);
+        return error_set(r, "%s", text);
+    }
+    *ret_source = &source->guest.vmm;
+    return 0;
+}
