@@ -400,6 +400,21 @@ static void a_quiet_device_does_nothing(void **state)
     kit_wait(&queue, NULL);
 }
 
+static void a_wait_for_requests_has_an_end(void **state)
+{
+    (void)state;
+    const unsigned never = 1, none = 0;
+    for (unsigned threaded = 0; threaded < 2; threaded++) {
+        io_lock(kit->io);
+        assert_int_equal(io_wait_zero(kit->io, &none, 20 * NS_PER_MS), 0);
+        assert_int_equal(io_wait_zero(kit->io, &never, 20 * NS_PER_MS), -ETIMEDOUT);
+        io_unlock(kit->io);
+        assert_text_has("1 requests are still under way after 20 ms");
+        if (!threaded)
+            kit_start(kit);
+    }
+}
+
 /* The guest goes on at another device, with requests that were waiting and an interrupt not yet seen. */
 static void requests_go_on_elsewhere(void **state)
 {
@@ -511,6 +526,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_came_before_the_driver_ran_is_done, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_queue_can_be_stopped, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_quiet_device_does_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_wait_for_requests_has_an_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(requests_go_on_elsewhere, set_up, tear_down),
         cmocka_unit_test_setup_teardown(bad_states_are_refused_by_name, set_up, tear_down),
     };

@@ -13,6 +13,9 @@
 #include <unistd.h>
 
 #define RING_ENTRIES 256
+/* More than can be under way together (BUS_DEVICES_MAX times a queue of 128), so that it never overflows: a
+ * full one would have to be emptied before more can be submitted, and that is done from within. */
+#define DONE_ENTRIES 8192
 
 struct io {
     struct io_uring ring;
@@ -78,7 +81,9 @@ static int make_ring(struct io *io)
     static const uint8_t operations[] = {IORING_OP_READ,  IORING_OP_READV,    IORING_OP_WRITE,
                                          IORING_OP_FSYNC, IORING_OP_POLL_ADD, IORING_OP_FALLOCATE};
     struct io_uring_restriction allowed[sizeof operations] = {0};
-    int rc = io_uring_queue_init(RING_ENTRIES, &io->ring, IORING_SETUP_R_DISABLED);
+    struct io_uring_params params = {.flags = IORING_SETUP_R_DISABLED | IORING_SETUP_CQSIZE,
+                                     .cq_entries = DONE_ENTRIES};
+    int rc = io_uring_queue_init_params(RING_ENTRIES, &io->ring, &params);
     if (rc)
         return rc;
     io->ring_made = true;
@@ -258,11 +263,10 @@ void io_readv(struct io *io, struct io_request *request, int fd, const struct io
 }
 
 void io_write(struct io *io, struct io_request *request, int fd, const void *from, unsigned bytes,
-              uint64_t offset, int rw_flags)
+              uint64_t offset)
 {
     struct io_uring_sqe *sqe = next_sqe(io);
     io_uring_prep_write(sqe, fd, from, bytes, offset);
-    sqe->rw_flags = rw_flags;
     set_file_request(io, sqe, request);
 }
 

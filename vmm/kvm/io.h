@@ -62,7 +62,7 @@ void io_poll(struct io *io, struct io_request *request, int fd, short events);
 void io_readv(struct io *io, struct io_request *request, int fd, const struct iovec *iov, unsigned count,
               uint64_t offset);
 void io_write(struct io *io, struct io_request *request, int fd, const void *from, unsigned bytes,
-              uint64_t offset, int rw_flags);
+              uint64_t offset);
 void io_fdatasync(struct io *io, struct io_request *request, int fd);
 void io_fallocate(struct io *io, struct io_request *request, int fd, int mode, uint64_t offset,
                   uint64_t bytes);

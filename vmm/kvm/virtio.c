@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "vmm/kvm/virtio.h"
+#include "vmm/kvm/virtio_internal.h"
 #include "base/clock.h"
 #include "base/error.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,14 +35,8 @@ enum {
     CONFIG = 0x100,
 };
 
-enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 64, FAILED = 128 };
-#define STATUS_OF_DRIVER ((uint32_t)(ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED))
-
-enum { INTERRUPT_USED = 1, INTERRUPT_CONFIG = 2 };
-
-#define MAGIC_VALUE   0x74726976u /* "virt" */
-#define VENDOR        0x53444e55u /* "UNDS" */
-#define STATE_VERSION 1
+#define MAGIC_VALUE 0x74726976u /* "virt" */
+#define VENDOR      0x53444e55u /* "UNDS" */
 /* A disk that does not answer for so long makes a pause, or the driver's reset, fail. */
 #define DRAIN_NS (10 * NS_PER_S)
 
@@ -55,7 +47,7 @@ bool virtio_runs(const struct virtio *virtio)
 }
 
 /* The line is up while a bit is set. Both under one lock, else the line could end up behind the bits. */
-static void interrupt(struct virtio *virtio, uint32_t set, uint32_t clear)
+void virtio_interrupt(struct virtio *virtio, uint32_t set, uint32_t clear)
 {
     pthread_mutex_lock(&virtio->interrupt_lock);
     uint32_t before = virtio->interrupt_status;
@@ -65,7 +57,7 @@ static void interrupt(struct virtio *virtio, uint32_t set, uint32_t clear)
     pthread_mutex_unlock(&virtio->interrupt_lock);
 }
 
-static uint32_t interrupt_status(struct virtio *virtio)
+uint32_t virtio_interrupt_status(struct virtio *virtio)
 {
     pthread_mutex_lock(&virtio->interrupt_lock);
     uint32_t status = virtio->interrupt_status;
@@ -76,7 +68,7 @@ static uint32_t interrupt_status(struct virtio *virtio)
 void virtio_signal(struct virtio *virtio, unsigned queue)
 {
     if (virtqueue_wants_signal(&virtio->queues[queue]))
-        interrupt(virtio, INTERRUPT_USED, 0);
+        virtio_interrupt(virtio, INTERRUPT_USED, 0);
 }
 
 void virtio_break(struct virtio *virtio)
@@ -86,7 +78,7 @@ void virtio_break(struct virtio *virtio)
     virtio->status |= NEEDS_RESET;
     snprintf(virtio->trouble, sizeof virtio->trouble, "%s", error_text());
     if (virtio->status & DRIVER_OK)
-        interrupt(virtio, INTERRUPT_CONFIG, 0);
+        virtio_interrupt(virtio, INTERRUPT_CONFIG, 0);
 }
 
 int virtio_peek(struct virtio *virtio, unsigned queue, struct virtqueue_chain *ret_chain)
@@ -117,6 +109,8 @@ bool virtio_work_queue(struct virtio *virtio, unsigned number, int (*one)(struct
 static void run(struct io_work *work)
 {
     struct virtio *virtio = (struct virtio *)((char *)work - offsetof(struct virtio, work));
+    if (virtio->kind->lasting.settle && (!virtio->quiet || virtio->stopping))
+        virtio->kind->lasting.settle(virtio);
     if (virtio_runs(virtio))
         virtio->kind->work(virtio);
 }
@@ -128,8 +122,7 @@ static void reset_queue(struct virtio *virtio, unsigned queue)
         virtio->kind->lasting.forget(virtio);
 }
 
-/* What is under way is over: forget the driver. */
-static void forget(struct virtio *virtio)
+void virtio_forget(struct virtio *virtio)
 {
     assert(virtio->under_way == 0);
     for (unsigned i = 0; i < virtio->kind->queue_count; i++)
@@ -138,15 +131,14 @@ static void forget(struct virtio *virtio)
     virtio->accepted = 0;
     virtio->features_select = virtio->accepted_select = virtio->queue_select = 0;
     virtio->trouble[0] = 0;
-    interrupt(virtio, 0, UINT32_MAX);
+    virtio_interrupt(virtio, 0, UINT32_MAX);
 }
 
 /* Take nothing more, and wait for all that is under way. The lock is given up meanwhile. */
 static int drain(struct virtio *virtio)
 {
     virtio->stopping = true;
-    if (virtio->kind->lasting.settle)
-        virtio->kind->lasting.settle(virtio);
+    io_ask(&virtio->work); /* to settle */
     int rc = io_wait_zero(virtio->io, &virtio->under_way, DRAIN_NS);
     virtio->stopping = false;
     if (rc)
@@ -155,17 +147,21 @@ static int drain(struct virtio *virtio)
     return rc;
 }
 
+bool virtio_features_agree(const struct virtio *virtio)
+{
+    return !(virtio->accepted & ~virtio->features) && (virtio->accepted & VIRTIO_F_VERSION_1);
+}
+
 static void write_status(struct virtio *virtio, uint32_t value)
 {
     if (value == 0) { /* a driver that is told NEEDS_RESET after this knows that it did not work */
         if (drain(virtio) == 0)
-            forget(virtio);
+            virtio_forget(virtio);
         return;
     }
     /* Bits are never taken back but by a reset. */
     uint32_t fresh = value & STATUS_OF_DRIVER & ~virtio->status;
-    if ((fresh & FEATURES_OK) &&
-        ((virtio->accepted & ~virtio->features) || !(virtio->accepted & VIRTIO_F_VERSION_1)))
+    if ((fresh & FEATURES_OK) && !virtio_features_agree(virtio))
         fresh &= ~(uint32_t)FEATURES_OK; /* so the driver learns that we cannot */
     if (!((virtio->status | fresh) & FEATURES_OK))
         fresh &= ~(uint32_t)DRIVER_OK;
@@ -245,7 +241,7 @@ static void mmio_write(struct device *device, uint64_t offset, unsigned bytes, u
     if (offset == QUEUE_NOTIFY) { /* the two without the lock, as they are on everybody's way */
         io_ask(&virtio->work);
     } else if (offset == INTERRUPT_ACK) {
-        interrupt(virtio, 0, (uint32_t)value);
+        virtio_interrupt(virtio, 0, (uint32_t)value);
     } else {
         io_lock(virtio->io);
         if (!virtio->stopping) /* another virtual CPU waits for a reset: what would be set now, it forgets */
@@ -295,7 +291,7 @@ static uint64_t mmio_read(struct device *device, uint64_t offset, unsigned bytes
     if (bytes != 4 || offset % 4)
         return 0;
     if (offset == INTERRUPT_STATUS)
-        return interrupt_status(virtio);
+        return virtio_interrupt_status(virtio);
     io_lock(virtio->io);
     value = read_register(virtio, offset);
     io_unlock(virtio->io);
@@ -326,8 +322,8 @@ static void reset(struct device *device)
     struct virtio *virtio = (struct virtio *)device;
     io_lock(virtio->io);
     assert(virtio->quiet);
-    if (drain(virtio) == 0)
-        forget(virtio);
+    if (drain(virtio) == 0) /* else it needs a reset still, and says so */
+        virtio_forget(virtio);
     io_unlock(virtio->io);
 }
 
@@ -340,137 +336,6 @@ static void free_device(struct device *device)
     free(virtio);
 }
 
-/* --- state --- */
-
-static void save_queue(const struct virtqueue *queue, struct record_writer *to)
-{
-    record_put_u8(to, queue->ready);
-    record_put_u16(to, queue->size);
-    record_put_u64(to, queue->descriptors);
-    record_put_u64(to, queue->available);
-    record_put_u64(to, queue->used);
-    record_put_u16(to, queue->next_available);
-    record_put_u16(to, queue->next_used);
-    record_put_u16(to, queue->signalled);
-    record_put_u8(to, queue->signalled_known);
-}
-
-static void save(struct device *device, struct record_writer *to)
-{
-    struct virtio *virtio = (struct virtio *)device;
-    io_lock(virtio->io);
-    assert(virtio->quiet && virtio->touching == 0);
-    record_put_u64(to, virtio->features);
-    record_put_u32(to, virtio->config_bytes);
-    record_put(to, virtio->config, virtio->config_bytes);
-    record_put_u64(to, virtio->accepted);
-    record_put_u32(to, virtio->features_select);
-    record_put_u32(to, virtio->accepted_select);
-    record_put_u32(to, virtio->queue_select);
-    record_put_u32(to, virtio->status);
-    record_put_u32(to, interrupt_status(virtio));
-    record_put_u32(to, virtio->kind->queue_count);
-    for (unsigned i = 0; i < virtio->kind->queue_count; i++)
-        save_queue(&virtio->queues[i], to);
-    if (virtio->kind->lasting.save)
-        virtio->kind->lasting.save(virtio, to);
-    io_unlock(virtio->io);
-}
-
-static int load_queue(const struct virtio *virtio, struct virtqueue *queue, unsigned number,
-                      struct record *from)
-{
-    uint8_t ready = record_take_u8(from);
-    queue->size = record_take_u16(from);
-    queue->descriptors = record_take_u64(from);
-    queue->available = record_take_u64(from);
-    queue->used = record_take_u64(from);
-    queue->next_available = record_take_u16(from);
-    queue->next_used = record_take_u16(from);
-    queue->signalled = record_take_u16(from);
-    uint8_t known = record_take_u8(from);
-    if (ready > 1 || known > 1)
-        return error_set(-EBADMSG, "queue %u: a flag of %u", number, ready > 1 ? ready : known);
-    queue->signalled_known = known;
-    queue->event_idx = virtio->accepted & VIRTIO_F_EVENT_IDX;
-    queue->indirect = virtio->accepted & VIRTIO_F_INDIRECT;
-    if (ready && !(virtio->status & FEATURES_OK))
-        return error_set(-EBADMSG, "queue %u is ready before the features are agreed", number);
-    if (ready && virtqueue_start(queue))
-        return error_add(-EBADMSG, "queue %u", number);
-    uint16_t taken = (uint16_t)(queue->next_available - queue->next_used);
-    if (taken && (!ready || !virtio->kind->lasting.load))
-        return error_set(-EBADMSG, "queue %u has %u requests under way", number, taken);
-    return 0;
-}
-
-static int check_registers(const struct virtio *virtio, uint32_t interrupts)
-{
-    if (virtio->status & ~(STATUS_OF_DRIVER | NEEDS_RESET))
-        return error_set(-EBADMSG, "a status of 0x%x", virtio->status);
-    if (interrupts & ~(uint32_t)(INTERRUPT_USED | INTERRUPT_CONFIG))
-        return error_set(-EBADMSG, "an interrupt status of 0x%x", interrupts);
-    if ((virtio->status & DRIVER_OK) && !(virtio->status & FEATURES_OK))
-        return error_set(-EBADMSG, "the driver runs before the features are agreed");
-    if ((virtio->status & FEATURES_OK) &&
-        ((virtio->accepted & ~virtio->features) || !(virtio->accepted & VIRTIO_F_VERSION_1)))
-        return error_set(-EBADMSG, "features 0x%" PRIx64 " are agreed, but 0x%" PRIx64 " are offered",
-                         virtio->accepted, virtio->features);
-    return 0;
-}
-
-/* The driver has seen these, so they must be the same here. */
-static int load_configuration(const struct virtio *virtio, struct record *from)
-{
-    uint64_t features = record_take_u64(from);
-    if (features != virtio->features)
-        return error_set(-EXDEV, "it offers features 0x%" PRIx64 ", here 0x%" PRIx64, features,
-                         virtio->features);
-    uint32_t config_bytes = record_take_u32(from);
-    const void *config = record_take_piece(from, config_bytes);
-    if (config_bytes != virtio->config_bytes || !config || memcmp(config, virtio->config, config_bytes) != 0)
-        return error_set(-EXDEV, "its configuration (size, address ...) is not the one here");
-    return 0;
-}
-
-static int load_locked(struct virtio *virtio, struct record *from)
-{
-    assert(virtio->quiet && virtio->under_way == 0);
-    forget(virtio);
-    int rc = load_configuration(virtio, from);
-    if (rc)
-        return rc;
-    virtio->accepted = record_take_u64(from);
-    virtio->features_select = record_take_u32(from);
-    virtio->accepted_select = record_take_u32(from);
-    virtio->queue_select = record_take_u32(from);
-    virtio->status = record_take_u32(from);
-    uint32_t interrupts = record_take_u32(from);
-    uint32_t queue_count = record_take_u32(from);
-    if (queue_count != virtio->kind->queue_count)
-        return error_set(-EBADMSG, "%u queues, it has %u", queue_count, virtio->kind->queue_count);
-    rc = check_registers(virtio, interrupts);
-    for (unsigned i = 0; !rc && i < queue_count; i++)
-        rc = load_queue(virtio, &virtio->queues[i], i, from);
-    const struct virtqueue *first = &virtio->queues[0];
-    if (!rc && virtio->kind->lasting.load)
-        rc = virtio->kind->lasting.load(virtio, from, (uint16_t)(first->next_available - first->next_used));
-    if (!rc)
-        interrupt(virtio, interrupts, 0);
-    return rc;
-}
-
-static int load(struct device *device, struct record *from)
-{
-    struct virtio *virtio = (struct virtio *)device;
-    io_lock(virtio->io);
-    int rc = load_locked(virtio, from);
-    if (rc) /* nothing of it shall be used, by whomever */
-        forget(virtio);
-    io_unlock(virtio->io);
-    return rc;
-}
-
 /* The names of the kinds are told by their devices' ops; everything else is the same for all. */
 static const struct device_ops common = {
     .read = mmio_read,
@@ -478,8 +343,8 @@ static const struct device_ops common = {
     .quiesce = quiesce,
     .resume = resume,
     .reset = reset,
-    .save = save,
-    .load = load,
+    .save = virtio_save,
+    .load = virtio_load,
     .free = free_device,
 };
 
@@ -495,7 +360,7 @@ void virtio_init(struct virtio *virtio, const struct virtio_kind *kind, const st
         .base = place->base,
         .bytes = VIRTIO_MMIO_BYTES,
         .type = kind->record_type,
-        .version = STATE_VERSION,
+        .version = VIRTIO_STATE_VERSION,
         .instance = place->instance,
     };
     virtio->kind = kind;

@@ -37,7 +37,7 @@ struct virtio_kind {
     void (*work)(struct virtio *);
     /* A kind whose requests outlast a pause (`lasting` below) has all of these, others none. */
     struct {
-        /* Push what ended while the device was quiet. */
+        /* Push what ended while the device was quiet: before work(), and when a reset waits for it. */
         void (*settle)(struct virtio *);
         /* The queue is reset: forget what was to be begun again. */
         void (*forget)(struct virtio *);

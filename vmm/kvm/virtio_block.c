@@ -45,7 +45,6 @@ enum { UNMAP = 1 };
 #define F_SEG_MAX      VIRTIO_F(2)
 #define F_READ_ONLY    VIRTIO_F(5)
 #define F_BLK_SIZE     VIRTIO_F(6)
-#define F_FLUSH        VIRTIO_F(9)
 #define F_DISCARD      VIRTIO_F(13)
 #define F_WRITE_ZEROES VIRTIO_F(14)
 
@@ -53,10 +52,9 @@ enum { UNMAP = 1 };
 #define PIECES_MAX      (BLOCK_QUEUE_SIZE - 2)
 /* What requests of one piece list can carry; more is refused. */
 #define DATA_BYTES_MAX (PIECE_BYTES_MAX * PIECES_MAX)
-/* Copies of what is being written, together. A request alone may be larger. */
+/* Copies of what is being written, together. */
 #define COPIES_BYTES_MAX  (32u << 20)
 #define RANGE_SECTORS_MAX (1u << 22)
-#define TRIES_MAX         16
 
 struct request_header {
     le32 type, reserved;
@@ -84,171 +82,6 @@ struct config {
 static_assert(offsetof(struct config, max_discard_sectors) == 36 && sizeof(struct config) == 60,
               "as in the specification");
 
-static void proceed(struct block_request *request);
-
-/* --- the end of a request --- */
-
-static void start_waiting(struct block *block);
-
-static void finish(struct block_request *request)
-{
-    struct block *block = request->block;
-    struct virtqueue *queue = &block->virtio.queues[0];
-    bool ok = request->status == BLOCK_OK;
-    if (request->type == BLOCK_IN) /* the kernel may have written anywhere in it, even if it failed */
-        virtqueue_chain_mark(queue, &request->chain, 0, request->bytes);
-    virtqueue_chain_write(queue, &request->chain, request->chain.in_bytes - 1, &request->status, 1);
-    uint32_t written = ok ? request->chain.in_bytes : request->chain.in_bytes == 1;
-    virtqueue_push(queue, request->chain.head, written);
-    virtio_signal(&block->virtio, 0);
-
-    if (request->data) {
-        free(request->data);
-        block->copies_bytes -= request->bytes;
-    }
-    request->data = NULL;
-    if (request->changes) {
-        struct block_request **at = &block->changes;
-        while (*at != request)
-            at = &(*at)->next_change;
-        *at = request->next_change;
-    }
-    request->used = false;
-    request->next_free = block->unused;
-    block->unused = request;
-    block->virtio.under_way--;
-    block->virtio.touching -= request->type == BLOCK_IN;
-    start_waiting(block);
-    io_ask(&block->virtio.work); /* there may be more in the queue than there was room for */
-}
-
-/* The disk is done with it, and who is told. A quiet device pushes nothing but what it waits for. */
-static void finish_or_keep(struct block_request *request)
-{
-    struct block *block = request->block;
-    if (block->virtio.quiet && !block->virtio.stopping && request->type != BLOCK_IN)
-        block_list_add(&block->ended, request);
-    else
-        finish(request);
-}
-
-static void settle(struct virtio *virtio)
-{
-    struct block_request *request;
-    while ((request = block_list_take(&((struct block *)virtio)->ended)))
-        finish(request);
-}
-
-static void end(struct block_request *request, uint8_t status)
-{
-    request->status = status;
-    if (!request->changes || !block_tell_later(request))
-        finish_or_keep(request);
-}
-
-void block_told(struct block_request *request)
-{
-    finish_or_keep(request);
-}
-
-/* --- io_uring --- */
-
-static void submit(struct block_request *request)
-{
-    struct block *block = request->block;
-    struct io *io = block->virtio.io;
-    uint64_t at = request->offset + request->done;
-    if (request->syncing || request->type == BLOCK_FLUSH) {
-        io_fdatasync(io, &request->io, block->fd);
-    } else if (request->type == BLOCK_IN) {
-        unsigned count = virtqueue_chain_slice(&request->chain, request->done, request->bytes - request->done,
-                                               request->pieces);
-        io_readv(io, &request->io, block->fd, request->pieces, count, at);
-    } else if (request->type == BLOCK_OUT) {
-        io_write(io, &request->io, block->fd, request->data + request->done,
-                 (unsigned)(request->bytes - request->done), at, 0);
-    } else {
-        io_fallocate(io, &request->io, block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, request->offset,
-                     request->bytes);
-    }
-}
-
-static void on_done(struct io_request *io_request, int result)
-{
-    struct block_request *request =
-        (struct block_request *)((char *)io_request - offsetof(struct block_request, io));
-    bool moves = !request->syncing && (request->type == BLOCK_IN || request->type == BLOCK_OUT);
-    if ((result == -EINTR || result == -EAGAIN) && request->tries++ < TRIES_MAX) {
-        submit(request);
-        return;
-    }
-    if (result < 0 || (moves && result == 0)) { /* 0: the file has become shorter */
-        end(request, BLOCK_IOERR);
-        return;
-    }
-    if (moves)
-        request->done += (uint64_t)result;
-    if (moves && request->done < request->bytes)
-        submit(request);
-    else
-        proceed(request);
-}
-
-/* The disk has done its part. A driver that knows no flush takes what is written for stable. */
-static void proceed(struct block_request *request)
-{
-    if (request->changes && !request->syncing && !(request->block->virtio.accepted & F_FLUSH)) {
-        request->syncing = true;
-        submit(request);
-    } else {
-        end(request, BLOCK_OK);
-    }
-}
-
-/* --- the order of changes --- */
-
-static bool overlap(const struct block_request *a, const struct block_request *b)
-{
-    return a->offset < b->offset + b->bytes && b->offset < a->offset + a->bytes;
-}
-
-static bool must_wait(const struct block_request *request)
-{
-    for (const struct block_request *earlier = request->block->changes; earlier != request;
-         earlier = earlier->next_change)
-        if (overlap(earlier, request))
-            return true;
-    return false;
-}
-
-static void start_waiting(struct block *block)
-{
-    for (struct block_request *request = block->changes; request && block->waiting;
-         request = request->next_change)
-        if (!request->started && !must_wait(request)) {
-            request->started = true;
-            block->waiting--;
-            submit(request);
-        }
-}
-
-static void start_change(struct block_request *request)
-{
-    struct block_request **at = &request->block->changes;
-    while (*at)
-        at = &(*at)->next_change;
-    *at = request;
-    request->next_change = NULL;
-    request->changes = true;
-    request->started = !must_wait(request);
-    if (request->started)
-        submit(request);
-    else
-        request->block->waiting++;
-}
-
-/* --- what the guest asks for --- */
-
 static bool on_disk(const struct block *block, uint64_t sector, uint64_t bytes)
 {
     return bytes % VMM_DISK_SECTOR == 0 && sector <= block->bytes / VMM_DISK_SECTOR &&
@@ -259,23 +92,23 @@ static void start_data(struct block_request *request, uint64_t sector)
 {
     struct block *block = request->block;
     if (!on_disk(block, sector, request->bytes) || (request->type == BLOCK_OUT && block->read_only)) {
-        end(request, BLOCK_IOERR);
+        block_end(request, BLOCK_IOERR);
         return;
     }
     request->offset = sector * VMM_DISK_SECTOR;
     if (request->bytes == 0) {
-        end(request, BLOCK_OK);
+        block_end(request, BLOCK_OK);
     } else if (request->type == BLOCK_IN) {
-        submit(request);
+        block_submit(request);
     } else {
         request->data = malloc(request->bytes);
         if (!request->data) {
-            end(request, BLOCK_IOERR);
+            block_end(request, BLOCK_IOERR);
             return;
         }
         block->copies_bytes += request->bytes;
         virtqueue_chain_read(&request->chain, sizeof(struct request_header), request->data, request->bytes);
-        start_change(request);
+        block_start_change(request);
     }
 }
 
@@ -285,25 +118,25 @@ static void start_range(struct block_request *request)
     struct range range;
     uint64_t feature = request->type == BLOCK_DISCARD ? F_DISCARD : F_WRITE_ZEROES;
     if (!(block->virtio.accepted & feature)) {
-        end(request, BLOCK_UNSUPPORTED);
+        block_end(request, BLOCK_UNSUPPORTED);
         return;
     }
     if (request->bytes != sizeof range) { /* one range is all that we offer */
-        end(request, BLOCK_IOERR);
+        block_end(request, BLOCK_IOERR);
         return;
     }
     virtqueue_chain_read(&request->chain, sizeof(struct request_header), &range, sizeof range);
     uint32_t sectors = from_le32(range.sectors), flags = from_le32(range.flags);
     request->bytes = (uint64_t)sectors * VMM_DISK_SECTOR;
     if (flags & ~(uint32_t)(request->type == BLOCK_WRITE_ZEROES ? UNMAP : 0)) {
-        end(request, BLOCK_UNSUPPORTED);
+        block_end(request, BLOCK_UNSUPPORTED);
     } else if (sectors > RANGE_SECTORS_MAX || !on_disk(block, from_le64(range.sector), request->bytes)) {
-        end(request, BLOCK_IOERR);
+        block_end(request, BLOCK_IOERR);
     } else if (sectors == 0) {
-        end(request, BLOCK_OK);
+        block_end(request, BLOCK_OK);
     } else {
         request->offset = from_le64(range.sector) * VMM_DISK_SECTOR;
-        start_change(request);
+        block_start_change(request);
     }
 }
 
@@ -322,19 +155,19 @@ static void start(struct block_request *request, const struct request_header *he
         break;
     case BLOCK_FLUSH:
         if (block->read_only)
-            end(request, BLOCK_OK);
+            block_end(request, BLOCK_OK);
         else
-            submit(request);
+            block_submit(request);
         break;
     case BLOCK_GET_ID: {
         size_t room = request->chain.in_bytes - 1;
         virtqueue_chain_write(queue, &request->chain, 0, block->id,
                               room < sizeof block->id ? room : sizeof block->id);
-        end(request, BLOCK_OK);
+        block_end(request, BLOCK_OK);
         break;
     }
     default:
-        end(request, BLOCK_UNSUPPORTED);
+        block_end(request, BLOCK_UNSUPPORTED);
     }
 }
 
@@ -354,7 +187,7 @@ static int begin(struct block_request *request, bool fresh)
     virtqueue_chain_read(chain, 0, &header, sizeof header);
     request->type = from_le32(header.type);
     request->bytes = request->type == BLOCK_IN ? chain->in_bytes - 1 : chain->out_bytes - sizeof header;
-    if (request->type == BLOCK_OUT && block->copies_bytes && request->bytes <= DATA_BYTES_MAX &&
+    if (request->type == BLOCK_OUT && request->bytes <= DATA_BYTES_MAX &&
         request->bytes + block->copies_bytes > COPIES_BYTES_MAX)
         return -EAGAIN;
     request->offset = request->done = 0;
@@ -367,7 +200,7 @@ static int begin(struct block_request *request, bool fresh)
     if (fresh)
         virtqueue_advance(&block->virtio.queues[0]);
     if (request->bytes > DATA_BYTES_MAX)
-        end(request, BLOCK_IOERR);
+        block_end(request, BLOCK_IOERR);
     else
         start(request, &header);
     return 1;
@@ -402,7 +235,6 @@ static bool begin_again(struct block *block)
 static void work(struct virtio *virtio)
 {
     struct block *block = (struct block *)virtio;
-    settle(virtio);
     if (virtio_queue_runs(virtio, 0) && begin_again(block))
         virtio_work_queue(virtio, 0, take_one); /* what is pushed was signalled, now or later */
 }
@@ -463,7 +295,7 @@ static const struct virtio_kind kind = {
     .queue_count = 1,
     .queue_size = BLOCK_QUEUE_SIZE,
     .work = work,
-    .lasting = {settle, forget, save, load},
+    .lasting = {block_settle, forget, save, load},
     .free = free_block,
 };
 
@@ -512,7 +344,7 @@ int virtio_block_new(struct device **ret_device, const struct virtio_place *plac
     for (unsigned i = 0; i < BLOCK_QUEUE_SIZE; i++) {
         struct block_request *request = &block->requests[i];
         request->block = block;
-        request->io.done = on_done;
+        request->io.done = block_done;
         request->next_free = block->unused;
         block->unused = request;
     }
@@ -522,7 +354,7 @@ int virtio_block_new(struct device **ret_device, const struct virtio_place *plac
         .seg_max = to_le32(PIECES_MAX),
         .blk_size = to_le32(VMM_DISK_SECTOR),
     };
-    uint64_t features = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+    uint64_t features = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | BLOCK_F_FLUSH;
     if (read_only) {
         features |= F_READ_ONLY;
     } else if (punches) {

@@ -5,6 +5,7 @@
 #include "vmm/kvm/virtio_devices.h"
 
 #define BLOCK_QUEUE_SIZE 128
+#define BLOCK_F_FLUSH    VIRTIO_F(9)
 
 /* Of a request: Virtual I/O Device 1.2, section 5.2.6. */
 enum {
@@ -89,6 +90,17 @@ struct block {
     struct block_list to_tell, told;
     struct io_work told_work;
 };
+
+/* Give a request to io_uring. Its type, chain, and where it is on the disk are set. */
+void block_submit(struct block_request *request);
+/* The same for one that changes the disk, as soon as no earlier one overlaps it. */
+void block_start_change(struct block_request *request);
+/* Its io.done. */
+void block_done(struct io_request *request, int result);
+/* The request has this status: tell of it, and push it. */
+void block_end(struct block_request *request, uint8_t status);
+/* Of struct virtio_kind. */
+void block_settle(struct virtio *virtio);
 
 /* Starts the teller. */
 int block_tell_init(struct block *block, struct io *io);
