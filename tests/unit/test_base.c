@@ -389,6 +389,26 @@ static void histogram_accuracy(void **state)
     }
 }
 
+/* Two histograms put together are the one that saw everything, bucket for bucket. */
+static void histogram_merges(void **state)
+{
+    (void)state;
+    struct histogram *parts cleanup_free = calloc(3, sizeof *parts);
+    for (uint64_t i = 0; i < 2000; i++) {
+        histogram_add(&parts[i % 2], i * i);
+        histogram_add(&parts[2], i * i);
+    }
+    histogram_merge(&parts[0], &parts[1]);
+    assert_memory_equal(&parts[0], &parts[2], sizeof *parts);
+    histogram_reset(&parts[1]);
+    histogram_merge(&parts[0], &parts[1]); /* nothing: its least value, 0, does not count */
+    assert_memory_equal(&parts[0], &parts[2], sizeof *parts);
+    histogram_merge(&parts[1], &parts[0]);
+    assert_memory_equal(&parts[1], &parts[2], sizeof *parts);
+    for (unsigned bucket = 1; bucket < HISTOGRAM_BUCKETS; bucket++)
+        assert_true(histogram_bucket_top(bucket) > histogram_bucket_top(bucket - 1));
+}
+
 static void histogram_edges(void **state)
 {
     (void)state;
@@ -429,6 +449,7 @@ int main(void)
         cmocka_unit_test(mailbox_one_thread),
         cmocka_unit_test(mailbox_many_threads),
         cmocka_unit_test(histogram_accuracy),
+        cmocka_unit_test(histogram_merges),
         cmocka_unit_test(histogram_edges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
