@@ -205,10 +205,19 @@ def machine(document):
             f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}, liburing {where['liburing']}, {kvm}")
 
 
+def head(document):
+    return [f"understudy {document['tool']['version']} bench {document['subcommand']}, {document['began']}, "
+            f"{document['seconds']:.0f} s", machine(document)]
+
+
+def remarks(document):
+    found = list(filter(None, [*document.get("notes", []), noise_note(document)]))
+    return ["", *found] if found else []
+
+
 def lines(document):
     """All figures, with the samples as they came."""
-    found = [f"understudy {document['tool']['version']} bench {document['subcommand']}, {document['began']}, "
-             f"{document['seconds']:.0f} s", machine(document), ""]
+    found = head(document) + [""]
     width = max(len(figure["title"]) for figure in document["figures"] + document["ratios"])
     found.append(f"{'':<{width}} {'median':>12} {'least':>12} {'most':>12}    n  samples")
     for figure in document["figures"]:
@@ -219,8 +228,7 @@ def lines(document):
     for one in document["histograms"]:
         found += ["", f"{one['title']}: p50 {show(one['p50'], one['unit'])}, p90 {show(one['p90'], one['unit'])}, p99 "
                   f"{show(one['p99'], one['unit'])}, longest {show(one['max'], one['unit'])}, of {one['count']}"]
-    found += [""] + list(filter(None, [*document.get("notes", []), noise_note(document)]))
-    return found if found[-1] else found[:-1]
+    return found + remarks(document)
 
 
 def line(title, samples, unit, width):

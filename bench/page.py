@@ -1,0 +1,2 @@
+def write(document, path):
+    pass
