@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 /* One series as a figure "MEASURE.WHAT", titled "measure: what in words". */
 static void add_figure(struct result *result, const struct report *report, unsigned measure, const char *what,
@@ -20,7 +21,7 @@ static void add_figure(struct result *result, const struct report *report, unsig
                                                   .title = words,
                                                   .unit = unit,
                                                   .better = better,
-                                                  .group = title,
+                                                  .group = strncmp(title, "pause", 5) ? title : "pause",
                                                   .who = measure == MEASURE_CEILING ? "ceiling" : "ours",
                                                   .samples = series->values,
                                                   .count = report->rows[measure].count});

@@ -108,6 +108,7 @@ def line_rows(own, line, measure, cores):
 
 
 TITLES = {"lanes": "lanes", "size": "guest memory, MiB", "vms": "guests at once"}
+POINTS = {"lanes": "{} lanes", "size": "{} MiB", "vms": "{} guests"}
 
 
 def describe(result, own):
@@ -117,7 +118,7 @@ def describe(result, own):
             rows = line_rows(own, line, measure, cores)
             for value, found, ceiling, factor, _ in rows:
                 where = {"x": value >> 20 if line == "size" else value, "x_title": TITLES[line]}
-                tag, title = f"{line}-{where['x']}.{measure}", f"{TITLES[line]} {where['x']}: {words}"
+                tag, title = f"{line}-{where['x']}.{measure}", f"{POINTS[line].format(where['x'])}: {words}"
                 group, first = f"{words} by {TITLES[line]}", statistics.median(rows[0][1])
                 result.figure(f"{tag}.throughput", title, "GB/s", "higher", found, group, **where)
                 result.figure(f"{tag}.ceiling", f"{title}, ceiling", "GB/s", "higher", ceiling, group, "ceiling", **where)
