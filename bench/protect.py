@@ -54,9 +54,11 @@ def redis_benchmark(run, count, requests):
 
 
 def ask(run, count, requests, rounds):
-    """As many SETs as are wanted in equal rounds: the median of each of redis-benchmark's figures, and all of them."""
-    found = [redis_benchmark(run, count, max(requests // rounds, count)) for _ in range(rounds)]
-    return {key: statistics.median(one[key] for one in found) for key in found[0]}, found
+    """About as many SETs as are wanted, in equal rounds, none smaller than there are clients."""
+    each = max(requests // rounds, count)
+    found = [redis_benchmark(run, count, each) for _ in range(rounds)]
+    return {"clients": count, "requests": each * rounds, "redis_rounds": found,
+            "redis": {key: statistics.median(one[key] for one in found) for key in found[0]}}
 
 
 class Holding(threading.Thread):
@@ -102,9 +104,7 @@ def bytes_by_encoder(before, after):
 
 def unprotected(run, count, requests, rounds):
     began = time.monotonic()
-    result, samples = ask(run, count, requests, rounds)
-    return {"clients": count, "requests": requests, "seconds": time.monotonic() - began, "redis": result,
-            "redis_rounds": samples}
+    return {**ask(run, count, requests, rounds), "seconds": time.monotonic() - began}
 
 
 def spent(pair):
@@ -119,15 +119,14 @@ def protected(run, pair, count, requests, rounds, **keys):
     pair.wait_epochs(2)
     with Holding(pair) as holding:
         before, cpu, began = holding.look(), spent(pair), time.monotonic()
-        result, samples = ask(run, count, requests, rounds)
+        asked = ask(run, count, requests, rounds)
         seconds, cpu_after, after = time.monotonic() - began, spent(pair), holding.look()
     check(not holding.broken, f"not held and protected while it was measured: {holding.broken}", pair.story)
     encoded = bytes_by_encoder(before, after)
     wire = after["wire_bytes"] - before["wire_bytes"]
-    row = {"clients": count, "requests": requests, "seconds": seconds, "redis": result, "redis_rounds": samples,
-           "keys": keys, "cpu_s": {host: cpu_after[host] - cpu[host] for host in cpu},
+    row = {**asked, "seconds": seconds, "keys": keys, "cpu_s": {host: cpu_after[host] - cpu[host] for host in cpu},
            "memory_bytes": {host: processes.rss(pair.engines[host].pid) for host in cpu},
-           "wire_bytes": wire, "wire_bytes_per_s": wire / seconds, "wire_bytes_per_request": wire / requests,
+           "wire_bytes": wire, "wire_bytes_per_s": wire / seconds, "wire_bytes_per_request": wire / asked["requests"],
            "encoders": encoded,
            "delta_factor_computed": (wire + encoded["saved_against_whole"]) / wire,
            "disk_payload_bytes": after["disks"]["payload_bytes"] - before["disks"]["payload_bytes"],

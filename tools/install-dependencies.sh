@@ -13,7 +13,7 @@ clang libclang-rt-14-dev
 scdoc
 qemu-system-x86 cpio openssl iproute2 python3 util-linux procps
 binutils e2fsprogs qemu-utils redis-tools etcd-server libfaketime
-resource-agents libxml2-utils
+resource-agents libxml2-utils python3-jsonschema chromium
 libvirt-dev libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
 "
 
