@@ -111,12 +111,12 @@ def parse_options(argv):
         "Boots a guest between two hosts that are network namespaces of this machine and moves it to and fro: with "
         "`understudy migrate` (TLS 1.3) and with QEMU's own migration, plain, with multifd, with TLS, and with both. Needs "
         "root and what tools/install-dependencies.sh installs."))
-    parser.add_argument("--memory", type=sizes, default=[1024], metavar="SIZE[,SIZE...]",
+    parser.add_argument("--memory", type=sizes, metavar="SIZE[,SIZE...]",
                         help="the guest's memory; a guest for each (default 1G)")
-    parser.add_argument("--dirty", type=rate, default=100_000_000, metavar="RATE",
+    parser.add_argument("--dirty", type=rate, metavar="RATE",
                         help="bytes a second that the guest writes in the second part of each size; 0: none (default 100M)")
     parser.add_argument("--no-idle", action="store_true", help="leave out the guest that writes nothing")
-    parser.add_argument("--rounds", type=frame.number(1, 100), default=3, metavar="N", help="moves by each variant (default 3)")
+    parser.add_argument("--rounds", type=frame.number(1, 100), metavar="N", help="moves by each variant (default 3)")
     parser.add_argument("--max-downtime", type=frame.number(1, 10000), default=50, metavar="MS",
                         help="what both are told to keep (default 50)")
     parser.add_argument("--lanes", type=frame.number(1, 16), default=2, metavar="N",
@@ -125,11 +125,17 @@ def parse_options(argv):
                         help=f"of {', '.join(moves.VARIANTS)} (default all)")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false",
                         help="count the first move of a guest, too; else one by us comes before")
+    parser.add_argument("--quick", action="store_true", help="128M, 2M a second and one round, unless said otherwise")
     parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="rest before each move (default 1)")
     parser.add_argument("--timeout", type=frame.number(1, 3600), default=120, metavar="S", help="bound on one move (default 120)")
     frame.add_outputs(parser)
     frame.add_programs(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.memory = options.memory or [128 if options.quick else 1024]
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    if options.dirty is None:
+        options.dirty = 2_000_000 if options.quick else 100_000_000
+    return options
 
 
 def main():

@@ -164,7 +164,7 @@ def parse_options(argv):
     parser = argparse.ArgumentParser(prog="understudy bench scale", description=(
         "Runs understudy bench replicate with more lanes, more memory and more guests at once, and says how far the throughput "
         "is from linear until the cores run out. Points for which this machine has too little memory are left out, by name."))
-    parser.add_argument("--lanes", type=frame.number(1, 16), metavar="N", help="1 to so many (default: the cores, at most 16)")
+    parser.add_argument("--lanes", type=frame.number(1, 16), metavar="N", help="1 to so many (default: the cores, but 4 to 16)")
     parser.add_argument("--sizes", type=sizes, metavar="SIZE[,SIZE...]",
                         help="guest memory, with M or G (default 256M,512M,1G,2G,4G,8G)")
     parser.add_argument("--vms", type=frame.number(1, 16), default=4, metavar="N", help="1 to so many guests (default 4)")
@@ -177,7 +177,7 @@ def parse_options(argv):
     frame.add_programs(parser)
     options = parser.parse_args(argv)
     small = options.quick
-    options.lanes = options.lanes or min(16, len(os.sched_getaffinity(0)))
+    options.lanes = options.lanes or min(16, max(4, len(os.sched_getaffinity(0))))
     options.sizes = options.sizes or sizes("32M,64M" if small else "256M,512M,1G,2G,4G,8G")
     options.rounds = options.rounds or (3 if small else 5)
     options.epochs = (4 if small else 16) if options.epochs is None else options.epochs

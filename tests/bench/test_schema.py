@@ -4,13 +4,14 @@ they would have measured. (tests/integration/test_bench.py runs these.) UNDERSTU
 import copy
 import json
 import os
+import signal
 import subprocess
-import sys
 import tempfile
+import time
 import unittest
 from unittest import mock
 
-from bench_test import SOURCE, environment, figures, sample_result, schema
+from bench_test import environment, figures, sample_result, schema
 
 try:
     import jsonschema
@@ -166,6 +167,24 @@ class Described(unittest.TestCase):
         document["environment"]["accelerator"] = "tcg"
         document["options"].update(detect=250, seed=1)
         self.assertIn("2 kills", takeover.table(document))
+
+
+@need_program
+class Lost(unittest.TestCase):
+    def test_a_worker_that_dies(self):
+        """Of several guests' workers one is killed: the others, who wait for it, are ended, and the failure is told."""
+        process = subprocess.Popen([UNDERSTUDY, "bench", "replicate", "--size", "16M", "--vms", "3", "--rounds", "100", "--json"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        children, deadline = [], time.monotonic() + 30
+        while len(children) < 6 and time.monotonic() < deadline and process.poll() is None:
+            with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+                children = file.read().split()
+        time.sleep(0.3)
+        os.kill(int(children[3]), signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, out), (1, ""))
+        self.assertRegex(err, "bench replicate: .*standby")
+        self.assertFalse([pid for pid in children if os.path.exists(f"/proc/{pid}")])
 
 
 @need_program
