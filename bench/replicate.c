@@ -185,7 +185,7 @@ static int start_vms(struct bench *bench)
     return r;
 }
 
-/* A worker that is gone without a word has failed with EPIPE. */
+/* A worker that is gone without a word has failed with ESRCH; its peer, which misses it, with EPIPE. */
 static void read_sample(const struct vm *vm, int side, struct sample *sample)
 {
     size_t at = 0;
@@ -194,7 +194,7 @@ static void read_sample(const struct vm *vm, int side, struct sample *sample)
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) {
-            sample->failed = EPIPE;
+            sample->failed = ESRCH;
             snprintf(sample->text, sizeof sample->text, "the process of %s ended without a word",
                      names[side]);
             return;
