@@ -197,12 +197,17 @@ def show(value, unit=""):
     return f"{text} {unit}".strip()
 
 
+def kvm(found):
+    if not found["usable"]:
+        return f"no KVM ({found['why']})"
+    return "KVM" if found["cpu_virtualises"] else "KVM without the processor's help"
+
+
 def machine(document):
     where = document["environment"]
-    kvm = "KVM" if where["kvm"]["usable"] else f"no KVM ({where['kvm']['why']})"
     virtual = ", itself virtual" if where.get("virtual") else ""
     return (f"{where['cpu']}, {where['cores']} cores{virtual}, {where['memory_bytes'] / 2**30:.0f} GiB, {where['kernel']}, "
-            f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}, liburing {where['liburing']}, {kvm}")
+            f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}, liburing {where['liburing']}, {kvm(where['kvm'])}")
 
 
 def head(document):

@@ -31,10 +31,20 @@ def number(least, most):
     return parse
 
 
+def writable(path):
+    """Whoever measures for an hour wants to know at once where the result cannot go."""
+    if path != "-":
+        try:
+            open(path, "a").close()
+        except OSError as error:
+            raise argparse.ArgumentTypeError(f"{path}: {error.strerror}")
+    return path
+
+
 def add_outputs(parser):
-    parser.add_argument("--json", nargs="?", const="-", metavar="OUT", help=(
+    parser.add_argument("--json", nargs="?", const="-", type=writable, metavar="OUT", help=(
         "write everything, with raw samples, to this file; without OUT, or -, to standard output instead of the table"))
-    parser.add_argument("--html", metavar="OUT", help="write a page with plots to this file")
+    parser.add_argument("--html", type=writable, metavar="OUT", help="write a page with plots to this file")
 
 
 def add_programs(parser):
@@ -49,12 +59,12 @@ def program(options):
 
 
 def tell(options, document, text):
-    if options.json != "-":
-        print(text)
     if options.json:
         figures.write(document, options.json)
     if options.html:
         page.write(document, options.html)
+    if options.json != "-":
+        print(text)
 
 
 def with_hosts(name, options, needs, missing, measure):

@@ -47,7 +47,7 @@ summary { cursor: pointer; color: var(--soft); } pre { overflow: auto; max-heigh
   background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; }
 .facts th { width: 34%; } td details { max-width: 300px; overflow-wrap: anywhere; }
 @media (max-width: 640px) { body { padding: 16px 14px 40px; } .row { grid-template-columns: 1fr 84px; }
-  .label { grid-column: 1 / -1; padding: 6px 0 0; } .label:empty { display: none; } h1 { font-size: 22px; } }
+  .label { grid-column: 1 / -1; padding: 6px 0 0; } .label:empty, .near { display: none; } h1 { font-size: 22px; } }
 """ + "".join(f".part{i} {{ fill: var(--p{i}); background: var(--p{i}); }}" for i in range(plots.PARTS)) + "".join(
     f".key.{who} {{ background: var(--{who}); }}" for who in ("ours", "peer", "ceiling", "base"))
 
@@ -143,6 +143,9 @@ def noise_facts(document):
 def environment(document):
     where = {key: value for key, value in document["environment"].items() if key != "noise"}
     where["memory_bytes"] = f"{where['memory_bytes'] / 2**30:.1f} GiB"
+    where["kvm"] = figures.kvm(where["kvm"])
+    for when in "load_average_before", "load_average_after":
+        where[when] = ", ".join(f"{load:.2f}" for load in where[when])
     return box("The machine", facts([*where.items(), *noise_facts(document)])) + box("Options", facts(document["options"].items()))
 
 

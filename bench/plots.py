@@ -49,7 +49,8 @@ def axis(ticks, unit):
     marks = []
     for i, tick in enumerate(ticks):
         anchor = "start" if i == 0 else "end" if i == len(ticks) - 1 else "middle"
-        marks.append(f'<text x="{percent(tick / top)}" y="12" text-anchor="{anchor}">{text(tick_text(tick, unit, i == len(ticks) - 1))}</text>')
+        near = ' class="near"' if i == len(ticks) - 2 else ""  # it and the last, with its unit, need room
+        marks.append(f'<text{near} x="{percent(tick / top)}" y="12" text-anchor="{anchor}">{text(tick_text(tick, unit, i == len(ticks) - 1))}</text>')
     return row("", svg(16, *marks, label="scale"), "")
 
 

@@ -312,18 +312,32 @@ static int tell(const struct report *report, json_t *environment, double seconds
     const struct bench_options *options = report->options;
     json_t *result = report_json(report, environment, seconds);
     int r = result ? 0 : -ENOMEM;
-    if (r == 0 && !(options->json && !strcmp(options->json, "-")))
-        report_print(report);
     if (r == 0 && options->json)
         r = write_json(result, options->json);
+    if (r == 0 && !(options->json && !strcmp(options->json, "-")))
+        report_print(report);
     if (r == 0 && options->html)
         r = become_page(result, options->html);
     json_decref(result);
     return r;
 }
 
+/* Whoever measures for long wants to know at once where the result cannot go. */
+static int check_writable(const char *path)
+{
+    if (!path || !strcmp(path, "-"))
+        return 0;
+    cleanup_close int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    return fd < 0 ? error_errno(-errno, "%s", path) : 0;
+}
+
 static int measure(struct bench *bench, struct report *report)
 {
+    int writable = check_writable(bench->options.json);
+    if (writable == 0)
+        writable = check_writable(bench->options.html);
+    if (writable < 0)
+        return writable;
     json_t *environment = environment_new();
     uint64_t began_ns = clock_now_ns();
     int r = environment ? make_certificates(bench) : -EIO;

@@ -4,7 +4,7 @@
 
 Steps, in this order, each with a build directory of its own beside DIR:
 
-    gcc          the build, and every meson test in it (unit, simulation, fuzz corpora, the QEMU driver)
+    gcc          the build, and every meson test in it (unit, simulation, fuzz corpora, bench, the QEMU driver)
     asan         unit, simulation and fuzz tests under AddressSanitizer and UndefinedBehaviorSanitizer
     tsan         the tests of threaded code under ThreadSanitizer
     clang        clang builds everything, the libFuzzer programs too

@@ -191,7 +191,8 @@ class Lost(unittest.TestCase):
 class Usage(unittest.TestCase):
     def test_nonsense(self):
         for argv, code in ((["compare"], 2), (["compare", "-", "-"], 2), (["report", "/nonexistent"], 1), (["scale", "--lanes", "0"], 2),
-                           (["scale", "--sizes", "1k"], 2), (["environment", "now"], 2), (["nothing"], 2), (["takeover", "--kills", "0"], 2)):
+                           (["scale", "--sizes", "1k"], 2),
+                           (["replicate", "--json", "/nonexistent/a"], 1), (["scale", "--html", "/nonexistent/a"], 2), (["environment", "now"], 2), (["nothing"], 2), (["takeover", "--kills", "0"], 2)):
             done = subprocess.run([UNDERSTUDY, "bench", *argv], capture_output=True, text=True, timeout=60)
             self.assertEqual(done.returncode, code, (argv, done.stderr))
             self.assertTrue(done.stderr)
