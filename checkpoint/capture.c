@@ -14,13 +14,18 @@
 /*
  * Theory of operation
  *
- *      pause   scan   copy to staging        resume    copy state   seal
- *      ├──────┼──────┼──────────────────────┼─────────┤────────────┤
- *             └─ save_begin ......... save_end ┘        the guest runs; lanes encode from staging
- *             └─ mark_begin ......... mark_end ┘        the line behind the guest's output
+ *      pause   scan   copy to staging   publish        resume    copy state   seal
+ *      ├──────┼──────┼─────────────────┼──────────────┼─────────┤────────────┤
+ *             └─ save_begin ................... save_end ┘        the guest runs
+ *             └─ mark_begin ................... mark_end ┘        the line behind the guest's output
+ *                                        └─ lanes encode from staging ......
  *
  * Marks that the scan clears go to `pending` at once, and stay there (or, once published, in `round`) until
  * the plan is sealed; so a failure at any line loses nothing.
+ *
+ * The guest's driver needs longer to save the device state than we to copy the pages. Nobody's output waits
+ * for more than this epoch, so the lanes are set to work as soon as the pages are aside. The price: when
+ * saving fails after that, frames of the round are out already, and the session ends.
  *
  * The disks' changes are cut in the pause as well; if blocks of theirs turn out to wait for being read, the
  * capture is given up there and then.
@@ -78,6 +83,13 @@ static int look_at_memory(struct capture *capture)
     return 0;
 }
 
+static void publish(struct capture *capture)
+{
+    checkpoint_publish(capture->checkpoint, capture->direct, capture->generation, capture->epoch,
+                       capture->round);
+    capture->published = true;
+}
+
 static int copy_dirty(struct capture *capture)
 {
     struct checkpoint *checkpoint = capture->checkpoint;
@@ -88,8 +100,7 @@ static int copy_dirty(struct capture *capture)
     if (r < 0)
         return r;
     if (capture->direct) {
-        checkpoint_publish(checkpoint, capture->direct, capture->generation, capture->epoch, capture->round);
-        capture->published = true;
+        publish(capture);
         checkpoint->config.ready(checkpoint->config.ctx);
     }
     struct copy_job job = {.source = checkpoint->source,
@@ -118,7 +129,13 @@ static int while_saving(struct capture *capture)
         r = fault_point(FAULT_CAPTURE_COPIED);
     if (r == 0)
         r = look_at_memory(capture);
-    return r;
+    if (r < 0)
+        return r;
+    if (!capture->published)
+        publish(capture);
+    plan_staged(&capture->checkpoint->plan);
+    capture->checkpoint->config.ready(capture->checkpoint->config.ctx);
+    return 0;
 }
 
 /* Everything between pause() and resume(). */
@@ -226,8 +243,6 @@ static void finish(struct capture *capture)
     /* The wire's price is not the copy's. */
     if (!capture->final)
         pace_captured(&checkpoint->pace, &capture->times, capture->pages, capture->direct > 0);
-    if (!capture->published)
-        checkpoint_publish(checkpoint, 0, capture->generation, capture->epoch, capture->round);
     checkpoint_seal(checkpoint, capture->state_bytes);
 }
 

@@ -85,18 +85,20 @@ static bool complete_if_done(struct plan *plan, struct message_totals *ret_total
         return false;
     plan->open = false;
     plan->complete = true;
-    if (plan->total >= PLAN_CHUNK_PAGES) {
-        double page_ns = (double)(clock_now_ns() - plan->opened_ns) / (double)plan->total;
-        plan->page_ns = plan->page_ns > 0 ? plan->page_ns * 0.75 + page_ns * 0.25 : page_ns;
-    }
     *ret_totals = plan->totals;
     return true;
+}
+
+void plan_staged(struct plan *plan)
+{
+    scope_lock(&plan->lock);
+    plan->limit = plan->total;
 }
 
 bool plan_seal(struct plan *plan, uint64_t state_bytes, struct message_totals *ret_totals)
 {
     scope_lock(&plan->lock);
-    plan->limit = plan->total;
+    assert(plan->limit == plan->total);
     plan->state_bytes = state_bytes;
     plan->sealed = true;
     return complete_if_done(plan, ret_totals);
@@ -224,6 +226,15 @@ bool plan_take(struct plan *plan, struct plan_item *ret_item)
     return true;
 }
 
+/* The last page is gone. The device state, which the lanes may have to wait for, is not in the price. */
+static void measure(struct plan *plan)
+{
+    if (plan->done != plan->total || plan->total < PLAN_CHUNK_PAGES)
+        return;
+    double page_ns = (double)(clock_now_ns() - plan->opened_ns) / (double)plan->total;
+    plan->page_ns = plan->page_ns > 0 ? plan->page_ns * 0.75 + page_ns * 0.25 : page_ns;
+}
+
 static void leave(struct plan *plan)
 {
     plan->busy--;
@@ -239,6 +250,8 @@ bool plan_done(struct plan *plan, const struct plan_item *item, const struct mes
     plan->totals.bytes += sent->bytes;
     plan->totals.sum += sent->sum;
     plan->done += item->pages;
+    if (item->pages)
+        measure(plan);
     leave(plan);
     return complete_if_done(plan, ret_totals);
 }

@@ -19,7 +19,8 @@
  *     │ the guest   │ (page - direct)   │                     │
  *
  * A live round is all direct; a capture that fits is all staged; one that does not fit sends its first part
- * direct, while the guest is still stopped, and seals the plan when the rest has been staged.
+ * direct, while the guest is still stopped. What is staged may be taken from plan_staged() on, and the plan
+ * is sealed when the device state is there as well.
  *
  * Changes of disks go first, and under the lock, so that each lane carries ascending numbers: the standby
  * lets a lane wait until all the others have brought what is earlier.
@@ -88,8 +89,11 @@ void plan_open(struct plan *plan, const struct pageset *set, uint64_t direct, ui
  * plan_open(). What is not taken stays in plan->records after plan_close(). */
 void plan_put_records(struct plan *plan, struct disk_records *records, uint64_t first_number);
 
-/* The rest of the set is staged, the device state is there (0: none). Returns true if that completes the
- * round at once; *ret_totals is then set. */
+/* The rest of the set is staged and may be taken. */
+void plan_staged(struct plan *plan);
+
+/* The device state is there (0: none), and so is all of the set. Returns true if that completes the round at
+ * once; *ret_totals is then set. */
 bool plan_seal(struct plan *plan, uint64_t state_bytes, struct message_totals *ret_totals);
 
 /* Wait until all direct pages are produced. -ETIME at the deadline (CLOCK_MONOTONIC), -ECANCELED, or a lane's

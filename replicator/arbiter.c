@@ -53,6 +53,13 @@ static int none_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64
     return ARBITER_RESULT_WON;
 }
 
+static int none_read(struct arbiter *arbiter, struct arbiter_record *ret_record)
+{
+    (void)arbiter;
+    *ret_record = (struct arbiter_record){0};
+    return 0;
+}
+
 static void none_close(struct arbiter *arbiter)
 {
     free(arbiter);
@@ -60,7 +67,7 @@ static void none_close(struct arbiter *arbiter)
 
 static int none_open(struct arbiter **ret_arbiter)
 {
-    static const struct arbiter_ops ops = {none_swap, none_close};
+    static const struct arbiter_ops ops = {none_swap, none_read, none_close};
     struct arbiter *arbiter = calloc(1, sizeof *arbiter);
     if (!arbiter)
         return error_errno(-ENOMEM, "arbiter");
@@ -104,4 +111,15 @@ int arbiter_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *
         return error_set(-EINVAL, "arbiter: from generation %llu to %llu", (unsigned long long)from,
                          (unsigned long long)to);
     return arbiter->ops->swap(arbiter, from, to, ret_generation);
+}
+
+int arbiter_read(struct arbiter *arbiter, uint64_t *ret_generation, char ret_owner[ARBITER_OWNER_MAX])
+{
+    struct arbiter_record record;
+    int r = arbiter->ops->read(arbiter, &record);
+    if (r < 0)
+        return r;
+    *ret_generation = record.generation;
+    strcpy(ret_owner, record.owner);
+    return 0;
 }

@@ -38,4 +38,12 @@ enum arbiter_result {
  */
 int arbiter_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation);
 
+/*
+ * Who holds which generation now; 0 and "" while there is no register. Changes nothing, and takes and fails
+ * as arbiter_swap() does, so that a host that cannot reach its arbiter, or would not be let write there,
+ * learns so before it has to. (That etcd's user may write is not seen.)
+ */
+#define ARBITER_OWNER_MAX 64 /* NUL included */
+int arbiter_read(struct arbiter *arbiter, uint64_t *ret_generation, char ret_owner[ARBITER_OWNER_MAX]);
+
 #endif

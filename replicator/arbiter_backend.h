@@ -9,8 +9,14 @@
 
 /* What an arbiter's back end is made of. Internal to arbiter*.c and etcd*.c. */
 
-#define ARBITER_OWNER_MAX  64  /* NUL included */
 #define ARBITER_RECORD_MAX 256 /* a record as text */
+
+/* The register's content: a JSON object of uuid, generation and owner. Owner and generation together are the
+ * name of one attempt to win, by which its author knows it again when the answer was lost. */
+struct arbiter_record {
+    uint64_t generation; /* 0: there is no register yet */
+    char owner[ARBITER_OWNER_MAX];
+};
 
 struct arbiter {
     const struct arbiter_ops *ops;
@@ -22,6 +28,8 @@ struct arbiter {
 struct arbiter_ops {
     /* As arbiter_swap(), which has checked the generations. */
     int (*swap)(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation);
+    /* As arbiter_read(). */
+    int (*read)(struct arbiter *arbiter, struct arbiter_record *ret_record);
     /* Frees the whole back end. */
     void (*close)(struct arbiter *arbiter);
 };
@@ -29,13 +37,6 @@ struct arbiter_ops {
 /* Each gives an arbiter without uuid and owner; arbiter_open() fills those in. */
 int arbiter_file_open(struct arbiter **ret_arbiter, const char *path);
 int arbiter_etcd_open(struct arbiter **ret_arbiter, const struct etcd_config *config);
-
-/* The register's content: a JSON object of uuid, generation and owner. Owner and generation together are the
- * name of one attempt to win, by which its author knows it again when the answer was lost. */
-struct arbiter_record {
-    uint64_t generation; /* 0: there is no register yet */
-    char owner[ARBITER_OWNER_MAX];
-};
 
 /* The text's length. */
 size_t arbiter_record_print(const struct arbiter *arbiter, uint64_t generation,

@@ -208,8 +208,23 @@ static int parse_key(const struct attempt *attempt, const struct etcd_key *key, 
     return r < 0 ? error_add(r, "etcd %s: key %s", attempt->endpoint, attempt->key) : 0;
 }
 
-static int swap_at(struct attempt *attempt, uint64_t from, uint64_t to, uint64_t *ret_generation)
+/* What is asked of the cluster, and its answer. */
+struct question {
+    uint64_t from, to;
+    uint64_t generation;          /* swap_at()'s answer */
+    struct arbiter_record record; /* read_at()'s */
+};
+
+static int read_at(struct attempt *attempt, struct question *question)
 {
+    struct etcd_key key = {0};
+    int r = read_key(attempt, &key);
+    return r < 0 ? r : parse_key(attempt, &key, &question->record);
+}
+
+static int swap_at(struct attempt *attempt, struct question *question)
+{
+    const uint64_t from = question->from, to = question->to;
     struct etcd_key key = {0};
     struct arbiter_record record;
     int r = read_key(attempt, &key);
@@ -220,12 +235,12 @@ static int swap_at(struct attempt *attempt, uint64_t from, uint64_t to, uint64_t
             return r;
         enum arbiter_verdict verdict = arbiter_judge(&attempt->etcd->arbiter, &record, from, to);
         if (verdict != ARBITER_VERDICT_FREE) {
-            *ret_generation = record.generation;
+            question->generation = record.generation;
             return verdict == ARBITER_VERDICT_OURS ? ARBITER_RESULT_WON : ARBITER_RESULT_LOST;
         }
         r = swap_key(attempt, to, &key, &swapped);
         if (r == 0 && swapped) {
-            *ret_generation = to;
+            question->generation = to;
             return ARBITER_RESULT_WON;
         }
     }
@@ -234,9 +249,11 @@ static int swap_at(struct attempt *attempt, uint64_t from, uint64_t to, uint64_t
                              attempt->key);
 }
 
-static int etcd_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation)
+/* One endpoint after the other, until one answers. */
+static int ask(struct etcd_arbiter *etcd, int (*at)(struct attempt *attempt, struct question *question),
+               struct question *question)
 {
-    struct etcd_arbiter *etcd = (struct etcd_arbiter *)arbiter;
+    const struct arbiter *arbiter = &etcd->arbiter;
     const uint64_t by_ns = clock_now_ns() + arbiter->timeout_ms * NS_PER_MS;
     const unsigned attempts = PASSES * etcd->endpoint_count, first = etcd->next;
     int r = error_set(-ETIMEDOUT, "etcd: no time to ask");
@@ -254,12 +271,30 @@ static int etcd_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64
         unsigned index = (first + i) % etcd->endpoint_count;
         attempt.endpoint = etcd->config->endpoints[index];
         snprintf(attempt.key, sizeof attempt.key, "%s/%s", etcd->config->prefix, arbiter->uuid);
-        r = swap_at(&attempt, from, to, ret_generation);
+        r = at(&attempt, question);
         if (r >= 0) {
             etcd->next = index;
             return r;
         }
     }
+    return r;
+}
+
+static int etcd_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation)
+{
+    struct question question = {.from = from, .to = to};
+    int r = ask((struct etcd_arbiter *)arbiter, swap_at, &question);
+    if (r >= 0)
+        *ret_generation = question.generation;
+    return r;
+}
+
+static int etcd_read(struct arbiter *arbiter, struct arbiter_record *ret_record)
+{
+    struct question question = {0};
+    int r = ask((struct etcd_arbiter *)arbiter, read_at, &question);
+    if (r >= 0)
+        *ret_record = question.record;
     return r;
 }
 
@@ -291,7 +326,7 @@ static int check_files(const struct etcd_config *config)
 
 int arbiter_etcd_open(struct arbiter **ret_arbiter, const struct etcd_config *config)
 {
-    static const struct arbiter_ops ops = {etcd_swap, etcd_close};
+    static const struct arbiter_ops ops = {etcd_swap, etcd_read, etcd_close};
     int r = etcd_config_check(config);
     if (r == 0)
         r = check_files(config);

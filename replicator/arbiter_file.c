@@ -77,10 +77,15 @@ static int record_write(const struct file_arbiter *file, int fd, uint64_t genera
     return 0;
 }
 
+static char *directory_of(const char *path)
+{
+    return strndup(path, (size_t)(strrchr(path, '/') - path) + 1);
+}
+
 /* A register that was just created must not vanish with a power cut. */
 static int sync_directory(const char *path)
 {
-    cleanup_free char *directory = strndup(path, (size_t)(strrchr(path, '/') - path) + 1);
+    cleanup_free char *directory = directory_of(path);
     if (!directory)
         return error_errno(-ENOMEM, "arbiter %s", path);
     cleanup_close int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -115,6 +120,25 @@ static int file_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64
     return ARBITER_RESULT_WON;
 }
 
+static int file_read(struct arbiter *arbiter, struct arbiter_record *ret_record)
+{
+    const struct file_arbiter *file = (struct file_arbiter *)arbiter;
+    cleanup_close int fd = open(file->path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT) {
+        cleanup_free char *directory = directory_of(file->path);
+        if (!directory)
+            return error_errno(-ENOMEM, "arbiter %s", file->path);
+        if (access(directory, W_OK) < 0)
+            return error_errno(-errno, "arbiter %s: directory", file->path);
+        *ret_record = (struct arbiter_record){0};
+        return 0;
+    }
+    if (fd < 0)
+        return error_errno(-errno, "arbiter %s", file->path);
+    int r = lock_within(fd, file->path, arbiter->timeout_ms);
+    return r < 0 ? r : record_read(file, fd, ret_record);
+}
+
 static void file_close(struct arbiter *arbiter)
 {
     free(arbiter);
@@ -122,7 +146,7 @@ static void file_close(struct arbiter *arbiter)
 
 int arbiter_file_open(struct arbiter **ret_arbiter, const char *path)
 {
-    static const struct arbiter_ops ops = {file_swap, file_close};
+    static const struct arbiter_ops ops = {file_swap, file_read, file_close};
     struct file_arbiter *file = calloc(1, sizeof *file + strlen(path) + 1);
     if (!file)
         return error_errno(-ENOMEM, "arbiter");

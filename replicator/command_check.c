@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/scope.h"
+#include "replicator/arbiter.h"
 #include "vmm/qemu/qemu.h"
 
 #include <errno.h>
@@ -46,6 +47,42 @@ static int find_subject(const struct command_line *line, struct subject *ret_sub
     return 0;
 }
 
+/* Of a machine with an arbiter: is it there, and what does it say? */
+static bool find_arbiter(const struct config *config, struct qemu_finding *ret_finding)
+{
+    struct arbiter *arbiter;
+    uint64_t generation;
+    char owner[ARBITER_OWNER_MAX];
+    if (!config || !strcmp(config->arbiter, "none"))
+        return false;
+    *ret_finding = (struct qemu_finding){.verdict = QEMU_FINDING_OK, .subject = "arbiter"};
+    int r = arbiter_open(&arbiter, config->arbiter, &config->etcd, config->uuid, config->self.name);
+    if (r == 0) {
+        r = arbiter_read(arbiter, &generation, owner);
+        arbiter_close(arbiter);
+    }
+    if (r < 0) {
+        ret_finding->verdict = QEMU_FINDING_WARNING;
+        snprintf(ret_finding->text, sizeof ret_finding->text, "nobody can go on alone from here: %s",
+                 error_text());
+    } else if (generation) {
+        snprintf(ret_finding->text, sizeof ret_finding->text, "%s: generation %llu, of %s", config->arbiter,
+                 (unsigned long long)generation, owner);
+    } else {
+        snprintf(ret_finding->text, sizeof ret_finding->text, "%s: can be asked; nobody had to yet",
+                 config->arbiter);
+    }
+    return true;
+}
+
+static json_t *tell(const struct qemu_finding *finding, bool json)
+{
+    if (!json)
+        printf("%-8s %-24s %s\n", verdicts[finding->verdict], finding->subject, finding->text);
+    return json_pack("{s:s, s:s, s:s}", "verdict", verdicts[finding->verdict], "subject", finding->subject,
+                     "text", finding->text);
+}
+
 int command_check(int argc, char **argv)
 {
     static const char help[] =
@@ -73,20 +110,21 @@ int command_check(int argc, char **argv)
         subject.config ? (const char *const *)subject.config->shared_disks : NULL;
     r = subject.libvirt ? qemu_preflight_domain(&subject.domain, shared_disks, &findings, &count)
                         : qemu_preflight(subject.qmp_path, shared_disks, &findings, &count);
-    config_free(subject.config);
     if (r < 0) {
         fprintf(stderr, "understudy check: %s\n", error_text());
+        config_free(subject.config);
         return EXIT_FAILED;
     }
     json_t *list = json_array();
     bool refused = false;
     for (size_t i = 0; i < count; i++) {
         refused |= findings[i].verdict == QEMU_FINDING_REFUSED;
-        json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "verdict", verdicts[findings[i].verdict],
-                                              "subject", findings[i].subject, "text", findings[i].text));
-        if (!line.json)
-            printf("%-8s %-24s %s\n", verdicts[findings[i].verdict], findings[i].subject, findings[i].text);
+        json_array_append_new(list, tell(&findings[i], line.json));
     }
+    struct qemu_finding arbiter;
+    if (find_arbiter(subject.config, &arbiter))
+        json_array_append_new(list, tell(&arbiter, line.json));
+    config_free(subject.config);
     json_t *object = json_pack("{s:b, s:o}", "protectable", !refused, "findings", list);
     if (line.json)
         command_print_json(object);

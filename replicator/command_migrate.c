@@ -236,6 +236,9 @@ static int follow(struct config *config, pid_t engine, json_t **status)
     }
     if (terminal)
         fprintf(stderr, "\r\033[K");
+    if (interrupted && code == EXIT_OK)
+        fprintf(stderr,
+                "understudy migrate: too late to cancel, the standby had been told to run the guest\n");
     return code;
 }
 

@@ -304,7 +304,7 @@ void hub_event_later(struct hub *hub, const struct hub_ops *ops, const struct ro
 struct arbitration {
     struct job job;
     const struct hub_ops *ops;
-    uint64_t from, to, generation;
+    uint64_t from, to, generation, took_ns;
     bool fence;
     enum role_arbiter result;
     char why[ERROR_TEXT_MAX]; /* "" when there is nothing to say */
@@ -316,7 +316,9 @@ static void run_arbitration(struct job *job, void *daemon)
     struct arbitration *arbitration = (struct arbitration *)job;
     struct hub *hub = daemon;
     const struct config *config = hub->config;
+    uint64_t start_ns = clock_now_ns();
     int r = arbiter_swap(hub->arbiter, arbitration->from, arbitration->to, &arbitration->generation);
+    arbitration->took_ns = clock_now_ns() - start_ns;
     arbitration->result = r < 0 ? ARBITER_UNREACHABLE : r == ARBITER_RESULT_WON ? ARBITER_WON : ARBITER_LOST;
     if (arbitration->fence && arbitration->result == ARBITER_WON) {
         log_warning("fencing %s by %s", config->peer.name, config->peer.fence[0]);
@@ -339,6 +341,8 @@ static void deliver_arbitration(struct note *note, void *daemon)
                                .text = arbitration->why[0] ? arbitration->why : NULL};
     if (event.text)
         log_warning("%s", event.text);
+    if (event.arbiter != ARBITER_UNREACHABLE)
+        ((struct hub *)daemon)->arbiter_ns = arbitration->took_ns;
     arbitration->ops->step(daemon, &event);
 }
 

@@ -31,6 +31,7 @@ struct hub {
     struct control *control;
     struct events *events;
     struct arbiter *arbiter; /* used by the side worker only */
+    uint64_t arbiter_ns;     /* what its last answer took; 0: none yet */
     int signal_fd;
     bool turned;       /* it was in the other role before, and changed over to this one */
     json_t *migration; /* what became of the latest planned move, told in the role before; NULL: none */

@@ -13,13 +13,19 @@
  * (checkpoint/pace.h) send       what the lanes need for those pages and the changes of disks that wait
  *     commit     COMMIT sent to ACK received: a round trip and the standby's checking
  *     takeover   SWITCH sent to LOADED received, as measured, else MIGRATE_TAKEOVER_GUESS_NS
+ *     handover   HANDOVER sent to the guest running: the arbiter, as it was when last asked here, else
+ *                MIGRATE_ARBITER_GUESS_NS; and MIGRATE_HANDOVER_NS for the words and for storing the
+ *                generation there
  */
 #define MIGRATE_TAKEOVER_GUESS_NS                                                                            \
     15000000u /* nobody can know before the first load; QEMU 7.2 takes 4 to 10 ms */
+#define MIGRATE_ARBITER_GUESS_NS 5000000u
+#define MIGRATE_HANDOVER_NS      3000000u
 
 struct migrate_costs {
     uint64_t pause_ns, send_ns, commit_ns;
     uint64_t takeover_ns;    /* 0: not measured yet */
+    uint64_t arbiter_ns;     /* 0: there is none */
     uint64_t fixed_pause_ns; /* of a capture without dirty pages */
 };
 

@@ -261,10 +261,18 @@ static void on_goodbye(struct standby *standby, const struct role_event *event)
 static void on_stop(struct standby *standby)
 {
     struct role_core *core = &standby->core;
-    if (core->state == STANDBY_TAKING_OVER) { /* half a takeover would leave no guest at all */
+    /* Half a takeover would leave no guest at all: what the arbiter may have given must be taken up. An
+     * operator who says it twice means it. */
+    if (core->state == STANDBY_TAKING_OVER || (core->state == STANDBY_ARBITRATING && !standby->stop_wanted)) {
         standby->stop_wanted = true;
         return;
     }
+    standby_stop(standby);
+}
+
+void standby_stop(struct standby *standby)
+{
+    struct role_core *core = &standby->core;
     if (core->session)
         role_send(core, WIRE_GOODBYE)->reason = WIRE_GOODBYE_STOP;
     standby_drop_session(standby);

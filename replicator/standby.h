@@ -65,6 +65,9 @@ void standby_on_round_complete(struct standby *standby, const struct role_event 
 void standby_on_applied(struct standby *standby, const struct role_event *event);
 void standby_on_guest(struct standby *standby, const struct role_event *event);
 
+/* standby.c: as the operator said. */
+void standby_stop(struct standby *standby);
+
 /* standby_takeover.c */
 /* The session is over: lost, waiting, or taking over, as policy and checkpoint say. */
 void standby_lost(struct standby *standby, const char *why);

@@ -117,12 +117,10 @@ void standby_on_takeover(struct standby *standby, const struct role_event *event
     standby_take_over_now(standby, event->force);
 }
 
-void standby_on_arbiter(struct standby *standby, const struct role_event *event)
+static void decide(struct standby *standby, const struct role_event *event)
 {
     struct role_core *core = &standby->core;
     const char *why = NULL;
-    if (core->state != STANDBY_ARBITRATING)
-        return; /* forced meanwhile */
     if (!standby->commit.present) {
         /* The guest broke while we asked. Our generation stays, so that the primary may come back. */
         standby_commit_current(standby, &why);
@@ -164,6 +162,15 @@ void standby_on_arbiter(struct standby *standby, const struct role_event *event)
                            : "; it is asked again");
     role_report(core, LOG_LEVEL_ERROR, "no takeover: %s", core->reason);
     standby_handover_failed(standby, WIRE_REFUSE_INTERNAL, core->reason);
+}
+
+void standby_on_arbiter(struct standby *standby, const struct role_event *event)
+{
+    if (standby->core.state != STANDBY_ARBITRATING)
+        return; /* forced meanwhile */
+    decide(standby, event);
+    if (standby->stop_wanted && standby->core.state != STANDBY_TAKING_OVER)
+        standby_stop(standby);
 }
 
 void standby_on_running(struct standby *standby, const struct role_event *event)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """etcd as the arbiter, and the fence: whatever is cut, killed or put to sleep, never two guests."""
+import json
 import os
 import signal
 
@@ -37,6 +38,24 @@ def wait_yielded(pair):
 def wait_arbiter_unreachable(pair):
     wait_for("beta says why it does not take over", 30,
              lambda: "cannot be reached" in (pair.status("beta") or {}).get("reason", ""), pair.story)
+
+
+def test_check_asks(run):
+    """`understudy check` says whether the arbiter can be asked, while there is time to mend it."""
+    etcd = Etcd(run)
+    pair = etcd_pair(run, etcd).start_guest()
+
+    def found():
+        findings = json.loads(run.us("check", pair.config("alpha"), "--host", "alpha", "--json",
+                                  network=run.network("alpha"))[0])["findings"]
+        return {finding["subject"]: finding for finding in findings}["arbiter"]
+    finding = found()
+    check(finding["verdict"] == "ok" and "nobody had to" in finding["text"], f"{finding}")
+    for member in etcd.members.values():
+        member.kill()
+    finding = found()
+    check(finding["verdict"] == "warning" and "etcd https://" in finding["text"], f"{finding}")
+    return finding["text"]
 
 
 def test_etcd_takeover(run):

@@ -109,6 +109,39 @@ def test_cancelled(run):
     check(not pair.verify()["differing"], "memory differs after all", pair.story)
 
 
+def test_cancelled_before_it_was_protected(run):
+    """Ctrl-C while the command's own engine looks for the standby, and in its first copy: nothing of it remains."""
+    pair = run.pair(load=PAGES, proxy=True).start_guest()
+    pair.proxy.rate = 4 << 20
+    for phase in "connecting", "copying":
+        if phase == "copying":
+            pair.standby()
+        command = start_migrate(pair)
+        wait_for(f"the state {phase}", 30, lambda: (pair.status("alpha") or {}).get("state") == phase, pair.story)
+        command.signal(signal.SIGINT)
+        check(command.wait(20) == 1, f"cancelled while {phase}, it is a success", pair.story)
+        check(pair.status("alpha") is None, "the engine that it started is still there", pair.story)
+        pair.wait_ticks("alpha", 2)
+    check(pair.ticking(2) == ["alpha"], "it runs elsewhere than on alpha alone", pair.story)
+
+
+def test_cancelled_too_late(run):
+    """Ctrl-C when the standby was told to run the guest: it moves, and the command says what became of it."""
+    pair = run.pair(load=PAGES)
+    pair.start_guest()
+    pair.standby()
+    pair.protect(faults=["handover-sent=delay:4000"])
+    pair.wait_protected("alpha")
+    command = start_migrate(pair, "--timeout", "1", "--timeout-action", "switchover")
+    pair.wait_state("beta", "active", seconds=20)
+    command.signal(signal.SIGINT)
+    check(command.wait(20) == 0, "a move that was not cancelled is a failure", pair.story)
+    check("too late to cancel" in open(command.log).read(), "it does not say so", pair.story)
+    check(pair.status("alpha")["state"] == "moved", "alpha does not say that it moved", pair.story)
+    pair.check_taken_over()
+    check(pair.ticking(2) == ["beta"], "it runs elsewhere than on beta alone", pair.story)
+
+
 def test_dirties_faster_than_the_link(run):
     """The downtime never fits: given up in time, or done all the same, as the operator said."""
     pair = run.pair(load=HEAVY, proxy=True).up()

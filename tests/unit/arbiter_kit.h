@@ -31,11 +31,22 @@ static inline void close_both(void)
     arbiter_close(beta);
 }
 
+static inline void check_read(struct arbiter *arbiter, uint64_t generation, const char *owner)
+{
+    char holder[ARBITER_OWNER_MAX] = "?";
+    uint64_t now = 99;
+    assert_int_equal(arbiter_read(arbiter, &now, holder), 0);
+    assert_int_equal(now, generation);
+    assert_string_equal(holder, owner);
+}
+
 static inline void check_one_wins(void)
 {
     uint64_t now;
+    check_read(beta, 0, "");
     assert_int_equal(swap(alpha, 1, 2, &now), ARBITER_RESULT_WON);
     assert_int_equal(now, 2);
+    check_read(beta, 2, "alpha");
     assert_int_equal(swap(beta, 1, 2, &now), ARBITER_RESULT_LOST);
     assert_int_equal(now, 2);
     /* The answer was lost, we ask again. */

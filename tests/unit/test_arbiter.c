@@ -75,6 +75,9 @@ static void test_wait_is_bounded(void **state)
     assert_int_equal(swap(alpha, 2, 3, &now), -ETIMEDOUT);
     assert_int_equal(now, 99);
     assert_text_has(path, "locked");
+    char owner[ARBITER_OWNER_MAX];
+    assert_int_equal(arbiter_read(alpha, &now, owner), -ETIMEDOUT);
+    assert_int_equal(now, 99);
     close(fd);
     assert_int_equal(swap(alpha, 2, 3, &now), ARBITER_RESULT_WON);
 }
@@ -83,6 +86,7 @@ static void test_damage(void **state)
 {
     (void)state;
     uint64_t now;
+    char owner[ARBITER_OWNER_MAX];
     static const char *const bad[] = {"x", "{}", "{\"generation\": 1}"};
     for (unsigned i = 0; i < 3; i++)
         for (int padded = 0; padded < 2; padded++) {
@@ -90,6 +94,8 @@ static void test_damage(void **state)
             fprintf(file, "%-*s", padded ? 512 : 1, bad[i]);
             fclose(file);
             assert_int_equal(swap(alpha, 1, 2, &now), -EBADMSG);
+            assert_text_has(path);
+            assert_int_equal(arbiter_read(alpha, &now, owner), -EBADMSG);
             assert_text_has(path);
             assert_int_equal(now, 99);
         }
@@ -112,6 +118,9 @@ static void test_out_of_reach(void **state)
     assert_int_equal(arbiter_open(&arbiter, "file:/nonexistent/register", NULL, uuid, "alpha"), 0);
     assert_int_equal(swap(arbiter, 1, 2, &now), -ENOENT);
     assert_text_has("/nonexistent/register");
+    char owner[ARBITER_OWNER_MAX];
+    assert_int_equal(arbiter_read(arbiter, &now, owner), -ENOENT);
+    assert_text_has("/nonexistent/register: directory");
     arbiter_close(arbiter);
 }
 

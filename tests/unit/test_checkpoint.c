@@ -453,6 +453,63 @@ static void a_slow_copy_is_given_up_before_anything_is_sent(void **state)
     kit_free(kit);
 }
 
+/* A driver that is slow at saving the device state, while the lanes work; and what came of it. */
+static struct {
+    struct kit *kit;
+    const struct vmm_ops *real;
+    int code;
+    uint64_t pages;
+} slow_save;
+
+static int save_end_slowly(struct vmm *guest, const void **ret_state, size_t *ret_bytes)
+{
+    struct kit *kit = slow_save.kit;
+    assert_false(memory_guest_running(guest));
+    while (mirror_lane_step(kit->lanes[0], kit->epoch, 0, false) > 0)
+        ;
+    slow_save.pages = kit->mirror.totals.pages;
+    int r = slow_save.real->save_end(guest, ret_state, ret_bytes);
+    return slow_save.code ? error_set(slow_save.code, "the state could not be saved") : r;
+}
+
+static void pages_go_while_the_state_is_saved(void **state)
+{
+    (void)state;
+    for (int fails = 0; fails < 2; fails++) {
+        struct kit *kit = kit_new((struct memory_options){0}, (struct checkpoint_config){0});
+        protect(kit);
+        for (uint64_t p = 0; p < 300; p++)
+            fill(kit, 0, p, 3, false);
+        slow_save.kit = kit;
+        slow_save.real = kit->guest->ops;
+        slow_save.code = fails ? -EIO : 0;
+        struct vmm_ops ops = *slow_save.real;
+        ops.save_end = save_end_slowly;
+        kit->guest->ops = &ops;
+        unsigned sent = kit->sent;
+        struct checkpoint_capture captured;
+        int r = checkpoint_capture(kit->checkpoint, 1, kit->epoch, 0, NULL, &captured);
+        kit->guest->ops = slow_save.real;
+        assert_int_equal(slow_save.pages, 300);
+        assert_int_equal(kit->sent, sent);
+        assert_true(memory_guest_running(kit->guest));
+        if (fails) {
+            /* Frames are out, so not the code that says that it may be tried again in this session. */
+            assert_int_equal(r, -EIO);
+            assert_text_has("capture of epoch 2", "the state could not be saved");
+            assert_int_equal(mirror_lane_step(kit->lanes[0], kit->epoch, 0, true), 0);
+            kit->mirror.totals = (struct message_totals){0};
+            assert_int_equal(round_live(kit, 0), 300);
+            capture(kit, 1);
+        } else {
+            assert_int_equal(r, 0);
+            carry(kit, 0);
+        }
+        mirror_assert_equal(&kit->mirror, kit->guest);
+        kit_free(kit);
+    }
+}
+
 static void fingerprints_and_probe_are_of_the_capture(void **state)
 {
     (void)state;
@@ -728,6 +785,7 @@ int main(void)
         cmocka_unit_test(more_than_staging_goes_out_within_the_pause),
         cmocka_unit_test(a_pause_without_end_is_given_up),
         cmocka_unit_test(a_slow_copy_is_given_up_before_anything_is_sent),
+        cmocka_unit_test(pages_go_while_the_state_is_saved),
         cmocka_unit_test(fingerprints_and_probe_are_of_the_capture),
         cmocka_unit_test(many_pages_are_copied_by_two),
         cmocka_unit_test(abandoning_waits_for_lanes_at_work),

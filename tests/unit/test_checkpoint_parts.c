@@ -112,8 +112,12 @@ static void plan_hands_out_each_page_once(void **state)
     }
     assert_int_equal(pages, 50);
     assert_int_equal(plan_drain(&plan, 0), 0);
+    plan_staged(&plan);
+    assert_true(plan_take(&plan, &item));
+    assert_false(item.direct);
+    uint64_t staged = item.pages, bytes = 0;
+    assert_false(plan_done(&plan, &item, &(struct message_totals){1, item.pages, 10, 1}, &totals));
     assert_false(plan_seal(&plan, PLAN_STATE_PIECE + 1, &totals));
-    uint64_t staged = 0, bytes = 0;
     bool complete = false;
     while (plan_take(&plan, &item)) {
         assert_false(complete);

@@ -186,6 +186,11 @@ static void test_next_endpoint(void **state)
     fake_strike(&server, FAKE_CLOSE, 0, 1000);
     assert_int_equal(swap(both, generation + 1, generation + 2, &now), -ECONNREFUSED);
     assert_text_has(second.url);
+    char owner[ARBITER_OWNER_MAX];
+    assert_int_equal(arbiter_read(both, &now, owner), -ECONNREFUSED);
+    assert_int_equal(now, 99);
+    fake_strike(&server, FAKE_NONE, 0, 0);
+    check_read(both, generation + 1, "alpha");
     arbiter_close(both);
 }
 

@@ -11,27 +11,33 @@
 
 #define MS(n) ((uint64_t)(n)*1000000)
 
-static const struct migrate_costs costs = {
-    .pause_ns = MS(10), .send_ns = MS(20), .commit_ns = MS(3), .takeover_ns = MS(8), .fixed_pause_ns = MS(2)};
+static const struct migrate_costs costs = {.pause_ns = MS(10),
+                                           .send_ns = MS(20),
+                                           .commit_ns = MS(3),
+                                           .takeover_ns = MS(8),
+                                           .arbiter_ns = MS(4),
+                                           .fixed_pause_ns = MS(2)};
 
 static void downtime(void **state)
 {
     (void)state;
-    assert_int_equal(migrate_downtime_ns(&costs), MS(41));
+    assert_int_equal(migrate_downtime_ns(&costs), MS(45) + MIGRATE_HANDOVER_NS);
     struct migrate_costs unknown = costs;
     unknown.takeover_ns = 0;
-    assert_int_equal(migrate_downtime_ns(&unknown), MS(33) + MIGRATE_TAKEOVER_GUESS_NS);
+    assert_int_equal(migrate_downtime_ns(&unknown), MS(37) + MIGRATE_TAKEOVER_GUESS_NS + MIGRATE_HANDOVER_NS);
+    unknown.arbiter_ns = 0;
+    assert_int_equal(migrate_downtime_ns(&unknown), MS(33) + MIGRATE_TAKEOVER_GUESS_NS + MIGRATE_HANDOVER_NS);
 }
 
 static void steps(void **state)
 {
     (void)state;
-    assert_int_equal(migrate_next(&costs, MS(41), false, false, true), MIGRATE_NOW);
-    assert_int_equal(migrate_next(&costs, MS(40), false, false, true), MIGRATE_ROUND);
-    assert_int_equal(migrate_next(&costs, MS(40), false, false, false), MIGRATE_CAPTURE);
-    /* 13 ms are left without any dirty page, so no number of rounds reaches 12. */
-    assert_int_equal(migrate_next(&costs, MS(13), false, false, true), MIGRATE_ROUND);
-    assert_int_equal(migrate_next(&costs, MS(12), false, false, true), MIGRATE_CAPTURE);
+    assert_int_equal(migrate_next(&costs, MS(48), false, false, true), MIGRATE_NOW);
+    assert_int_equal(migrate_next(&costs, MS(47), false, false, true), MIGRATE_ROUND);
+    assert_int_equal(migrate_next(&costs, MS(47), false, false, false), MIGRATE_CAPTURE);
+    /* 20 ms are left without any dirty page, so no number of rounds reaches 19. */
+    assert_int_equal(migrate_next(&costs, MS(20), false, false, true), MIGRATE_ROUND);
+    assert_int_equal(migrate_next(&costs, MS(19), false, false, true), MIGRATE_CAPTURE);
     /* The time is up. */
     assert_int_equal(migrate_next(&costs, MS(1), true, false, false), MIGRATE_NOW);
     /* Not even then without the disks. */
