@@ -76,9 +76,9 @@ def compare(a, b, least):
 
 def differences(a, b):
     """What makes the two incomparable, in words."""
-    found = []
     if a["subcommand"] != b["subcommand"]:
-        found.append(f"the subcommand is {a['subcommand']} and {b['subcommand']}")
+        return [f"the subcommand is {a['subcommand']} and {b['subcommand']}"]
+    found = []
     for what, keys in ("options", {**a["options"], **b["options"]}), ("environment", ENVIRONMENT):
         found += [f"{what}: {key} is {a[what].get(key)} and {b[what].get(key)}" for key in keys
                   if a[what].get(key) != b[what].get(key)]

@@ -1,69 +1,76 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "bench/report.h"
 
-#include "base/error.h"
 #include "base/scope.h"
 #include "bench/result.h"
 
-#include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
-#include <string.h>
 
-/* One series as a figure "MEASURE.WHAT", titled "measure: what in words". */
-static void add_figure(struct result *result, const struct report *report, unsigned measure, const char *what,
-                       const char *title, const char *unit, const char *better,
-                       const struct report_series *series)
-{
-    char name[64], words[96];
-    snprintf(name, sizeof name, "%s.%s", report_keys[measure], what);
-    snprintf(words, sizeof words, "%s: %s", report_titles[measure], title);
-    result_figure(result, &(struct result_figure){.name = name,
-                                                  .title = words,
-                                                  .unit = unit,
-                                                  .better = better,
-                                                  .group = strncmp(title, "pause", 5) ? title : "pause",
-                                                  .who = measure == MEASURE_CEILING ? "ceiling" : "ours",
-                                                  .samples = series->values,
-                                                  .count = report->rows[measure].count});
-}
+/* The series of a row as figures "MEASURE.NAME", titled "measure: title". */
+static const struct told_series {
+    const char *name, *title, *group, *unit, *better;
+    size_t offset;      /* of the series in the row */
+    enum measure first; /* from here on it is measured */
+} told[] = {
+    {"throughput", "throughput", "throughput", "GB/s", RESULT_HIGHER, offsetof(struct report_row, gb_per_s),
+     MEASURE_CEILING},
+    {"cpu_primary", "processor time, primary", "processor time", "s/GB", RESULT_LOWER,
+     offsetof(struct report_row, cpu_primary), MEASURE_CEILING},
+    {"cpu_standby", "processor time, standby", "processor time", "s/GB", RESULT_LOWER,
+     offsetof(struct report_row, cpu_standby), MEASURE_CEILING},
+    {"wire", "bytes on the wire", "bytes on the wire", "B", RESULT_LOWER,
+     offsetof(struct report_row, wire_bytes), MEASURE_CEILING},
+    {"memory_primary", "memory of the engine, primary", "memory of the engine", "B", RESULT_LOWER,
+     offsetof(struct report_row, primary_bytes), MEASURE_FIRST_COPY},
+    {"memory_standby", "memory of the engine, standby", "memory of the engine", "B", RESULT_LOWER,
+     offsetof(struct report_row, standby_bytes), MEASURE_FIRST_COPY},
+    {"pause_p50", "pause, p50", "pause", "ms", RESULT_LOWER, offsetof(struct report_row, pause_p50_ms),
+     MEASURE_EPOCHS},
+    {"pause_p90", "pause, p90", "pause", "ms", RESULT_LOWER, offsetof(struct report_row, pause_p90_ms),
+     MEASURE_EPOCHS},
+    {"pause_p99", "pause, p99", "pause", "ms", RESULT_LOWER, offsetof(struct report_row, pause_p99_ms),
+     MEASURE_EPOCHS},
+    {"pause_max", "pause, longest", "pause", "ms", RESULT_LOWER, offsetof(struct report_row, pause_max_ms),
+     MEASURE_EPOCHS},
+};
 
-static void add_pauses(struct result *result, const struct report *report, unsigned measure)
+static void add_figures(struct result *result, const struct report_row *row, unsigned measure)
 {
-    const struct report_row *row = &report->rows[measure];
-    char name[64], words[96];
-    add_figure(result, report, measure, "pause_p50", "pause, p50", "ms", RESULT_LOWER, &row->pause_p50_ms);
-    add_figure(result, report, measure, "pause_p90", "pause, p90", "ms", RESULT_LOWER, &row->pause_p90_ms);
-    add_figure(result, report, measure, "pause_p99", "pause, p99", "ms", RESULT_LOWER, &row->pause_p99_ms);
-    add_figure(result, report, measure, "pause_max", "pause, longest", "ms", RESULT_LOWER,
-               &row->pause_max_ms);
-    snprintf(name, sizeof name, "%s.pause", report_keys[measure]);
-    snprintf(words, sizeof words, "%s: pause of every capture", report_titles[measure]);
-    result_histogram(result, name, words, &row->pauses);
+    for (size_t i = 0; i < array_length(told); i++) {
+        char name[64], title[96];
+        if (measure < told[i].first)
+            continue;
+        snprintf(name, sizeof name, "%s.%s", report_keys[measure], told[i].name);
+        snprintf(title, sizeof title, "%s: %s", report_titles[measure], told[i].title);
+        const struct report_series *values = (const void *)((const char *)row + told[i].offset);
+        result_figure(result, &(struct result_figure){.name = name,
+                                                      .title = title,
+                                                      .unit = told[i].unit,
+                                                      .better = told[i].better,
+                                                      .group = told[i].group,
+                                                      .who = measure == MEASURE_CEILING ? "ceiling" : "ours",
+                                                      .samples = values->values,
+                                                      .count = row->count});
+    }
 }
 
 static void add_row(struct result *result, const struct report *report, unsigned measure)
 {
     const struct report_row *row = &report->rows[measure];
-    add_figure(result, report, measure, "throughput", "throughput", "GB/s", RESULT_HIGHER, &row->gb_per_s);
-    add_figure(result, report, measure, "cpu_primary", "processor time, primary", "s/GB", RESULT_LOWER,
-               &row->cpu_primary);
-    add_figure(result, report, measure, "cpu_standby", "processor time, standby", "s/GB", RESULT_LOWER,
-               &row->cpu_standby);
-    add_figure(result, report, measure, "wire", "bytes on the wire", "B", RESULT_LOWER, &row->wire_bytes);
-    if (measure == MEASURE_CEILING)
-        return;
-    add_figure(result, report, measure, "memory_primary", "memory of the engine, primary", "B", RESULT_LOWER,
-               &row->primary_bytes);
-    add_figure(result, report, measure, "memory_standby", "memory of the engine, standby", "B", RESULT_LOWER,
-               &row->standby_bytes);
-    struct report_series ratios;
-    char of[64], words[96];
-    report_ratios(report, row, &ratios);
-    snprintf(of, sizeof of, "%s.throughput", report_keys[measure]);
-    snprintf(words, sizeof words, "%s, of the ceiling", report_titles[measure]);
-    result_ratio(result, of, "ceiling.throughput", words, ratios.values, row->count);
+    char name[64], title[96];
+    add_figures(result, row, measure);
+    if (measure != MEASURE_CEILING) {
+        struct report_series ratios;
+        report_ratios(report, row, &ratios);
+        snprintf(name, sizeof name, "%s.throughput", report_keys[measure]);
+        snprintf(title, sizeof title, "%s, of the ceiling", report_titles[measure]);
+        result_ratio(result, name, "ceiling.throughput", title, ratios.values, row->count);
+    }
+    snprintf(name, sizeof name, "%s.pause", report_keys[measure]);
+    snprintf(title, sizeof title, "%s: pause of every capture", report_titles[measure]);
     if (measure >= MEASURE_EPOCHS)
-        add_pauses(result, report, measure);
+        result_histogram(result, name, title, &row->pauses);
 }
 
 static json_t *rounds(const struct report_series *series, unsigned count)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A page in headless Chromium, spoken to over a pipe (Chrome DevTools Protocol): what it logs, what it wants to fetch."""
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ class Browser:
 
         def pipes():
             """It reads commands from 3 and answers to 4; either may lie where the other has to go."""
-            commands, answers = os.dup2(to_it, 10), os.dup2(from_it, 11)
+            commands, answers = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 5) for end in (to_it, from_it))
             os.dup2(commands, 3)
             os.dup2(answers, 4)
         self.process = subprocess.Popen(

@@ -97,7 +97,7 @@ def test_takeover(run):
         parts = kill["parts_ms"]
         check(sum(parts.values()) - parts["detect"] <= kill["decision_to_running_ms"] + 1, f"parts of more than their whole: {kill}")
         check(kill["kill_to_running_ms"] >= kill["decision_to_running_ms"], f"running before the kill: {kill}")
-        check(min(kill["gap_ms"].values()) >= kill["kill_to_running_ms"] - 50, f"seen while nobody ran: {kill}")
+        check(min(kill["gap_ms"].values()) >= kill["decision_to_running_ms"], f"seen while nobody ran: {kill}")
     check(result["takeovers"][0]["moment_s"] != result["takeovers"][1]["moment_s"], "the moments are alike")
     check(len(samples(result, "kill_to_running")) == 2, f"{result['figures']}")
     with open(page) as file:
