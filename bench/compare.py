@@ -11,9 +11,9 @@ on one side of nothing, and the medians differ by at least --least percent, the 
 was seen, which is not to say that there is none. The generator's seed is fixed and depends on the figure's name alone, so the
 same two files always give the same answer.
 
-How often that is wrong is counted by tests/bench/test_compare.py, and said in docs/bench.md. With fewer than 3 nothing is said. The samples of one
-run share its machine's mood, which no interval knows: compare runs that were made in turn, and prefer the ratios, which are made
-within a run.
+How often that is wrong is counted by tests/bench/test_compare.py, and said in docs/bench.md. With fewer than 3 samples nothing
+is said. The samples of one run share its machine's mood, which no interval knows: compare runs that were made in turn, and
+prefer the ratios, which are made within a run.
 """
 import argparse
 import os

@@ -206,8 +206,9 @@ def kvm(found):
 def machine(document):
     where = document["environment"]
     virtual = ", itself virtual" if where.get("virtual") else ""
+    versions = f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}, liburing {where['liburing']}"
     return (f"{where['cpu']}, {where['cores']} cores{virtual}, {where['memory_bytes'] / 2**30:.0f} GiB, {where['kernel']}, "
-            f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}, liburing {where['liburing']}, {kvm(where['kvm'])}")
+            f"{versions}, {kvm(where['kvm'])}")
 
 
 def head(document):

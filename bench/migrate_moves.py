@@ -12,9 +12,9 @@ for everybody is measured at those, by one clock:
     └──────────────────── total ──────────────────────────────┘
     last tick on the source's console ──► first tick on the destination's: the gap, with a resolution of a tick
 
-and the bytes at the hosts' wire, and the processor time and memory of what is at work on each side: QEMU without the threads
-that run the guest, and our engine. A guest's own slowness (faults on protected pages) is not in it. The order comes before the destination's QEMU is started, whoever starts it. What each
-engine says of itself stands beside it.
+and the bytes at the hosts' wire, and the processor time and memory of what is at work on each side: QEMU without the
+threads that run the guest, and our engine. A guest's own slowness (faults on protected pages) is not in it. The order comes
+before the destination's QEMU is started, whoever starts it. What each engine says of itself stands beside it.
 """
 import itertools
 import json

@@ -123,8 +123,9 @@ def row_lines(row):
 
 def table(result):
     where, options = result["environment"], result["options"]
-    lines = [f"guest by {where['accelerator']}, load {where['load_average_before'][0]:.1f} to {where['load_average_after'][0]:.1f}",
-             f"--max-downtime {options['max_downtime']} ms (QEMU: downtime-limit), {options['lanes']} lanes (QEMU: multifd-channels)"]
+    lines = [f"guest by {where['accelerator']}, load {where['load_average_before'][0]:.1f} to "
+             f"{where['load_average_after'][0]:.1f}", f"--max-downtime {options['max_downtime']} ms (QEMU: downtime-limit), "
+             f"{options['lanes']} lanes (QEMU: multifd-channels)"]
     for row in result["rows"]:
         lines += row_lines(row)
     lines += ["", "total: from the order, the start of the destination's QEMU included, to the guest running there; down: the "

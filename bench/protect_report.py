@@ -96,10 +96,11 @@ def redis_line(name, row, base):
 
 def engine_line(name, row):
     delay = row["output"]["delay_ms"]
+    here, there = (1000 * row["cpu_s"][host] / max(row["checkpoints"], 1) for host in ("alpha", "beta"))
     return (f"  {name:<22}{row['wire_bytes_per_s'] / 1e6:>8.2f}{row['wire_bytes_per_request'] / 1e3:>8.2f}"
             f"{row['checkpoints_per_s']:>8.1f}{row['pause_ms']['p50']:>8.2f}{row['pause_ms']['p99']:>8.2f}"
             f"{row['dirty_pages']['p50']:>8.0f}{delay['p50']:>9.2f}{delay['p99']:>9.2f}"
-            f"{1000 * row['cpu_s']['alpha'] / max(row['checkpoints'], 1):>8.2f}{1000 * row['cpu_s']['beta'] / max(row['checkpoints'], 1):>7.2f}")
+            f"{here:>8.2f}{there:>7.2f}")
 
 
 def encoder_line(name, row):

@@ -132,7 +132,8 @@ def describe(result, own):
 
 def table(document):
     cores = document["environment"]["cores"]
-    found = [f"{cores} cores, on which both ends run; {document['options']['data']} data, medians of {document['options']['rounds']} rounds"]
+    options = document["options"]
+    found = [f"{cores} cores, on which both ends run; {options['data']} data, medians of {options['rounds']} rounds"]
     for line, title in TITLES.items():
         for measure, words in MEASURES.items():
             rows = line_rows(document, line, measure, cores)
@@ -142,8 +143,9 @@ def table(document):
             first = statistics.median(rows[0][1])
             for value, of, ceiling, factor, busy in rows:
                 rate = statistics.median(of)
+                share = statistics.median(figures.quotients(of, ceiling))
                 found.append(f"  {value >> 20 if line == 'size' else value:>8}{rate:>8.2f}{100 * rate / (first * factor):>9.0f} %"
-                             f"{100 * statistics.median(figures.quotients(of, ceiling)):>10.0f} %{busy:>12.1f}  {figures.sparkline(of)}")
+                             f"{100 * share:>10.0f} %{busy:>12.1f}  {figures.sparkline(of)}")
     return "\n".join(found)
 
 

@@ -121,8 +121,8 @@ def describe(result, own):
 
 def table(document):
     where, options = document["environment"], document["options"]
-    found = [f"guest by {where['accelerator']}; detection after {options['detect']} ms of silence; moments from seed {options['seed']}",
-             "", f"  {'':<42}{'p50':>9}{'p90':>9}{'p99':>9}{'longest':>9}  {len(document['takeovers'])} kills"]
+    found = [f"guest by {where['accelerator']}; detection after {options['detect']} ms of silence; moments from seed "
+             f"{options['seed']}", "", f"  {'':<42}{'p50':>9}{'p90':>9}{'p99':>9}{'longest':>9}  {len(document['takeovers'])} kills"]
     for one in document["histograms"]:
         samples = next(figure["samples"] for figure in document["figures"] if figure["name"] == one["name"])
         found.append(f"  {one['title']:<42}{one['p50']:>9.1f}{one['p90']:>9.1f}{one['p99']:>9.1f}{one['max']:>9.1f}  "

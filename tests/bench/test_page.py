@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page: everything is in it, nothing is fetched, and a browser has nothing to say."""
-import copy
 import html
 import os
 import re
@@ -18,8 +17,9 @@ def whole():
     """A result with one of each plot, and names that want escaping and wrapping."""
     document = sample_result({"copy.time": [1.0, 2.0, 3.5], "copy.more": [2.0, 2.0, 2.5], "alone": [7]},
                              ratios={("copy.rate", "top.rate"): [0.9, 1.1, 0.8], ("copy.rate", "peer.rate"): [3, 2.5]})
-    document["figures"] += [{"name": f"lanes-{x}.{who}", "title": f"{x} lanes <b>&", "unit": "GB/s", "better": "higher", "group": "by lanes",
-                             "who": who, "x": x, "x_title": "lanes", "samples": [x * 0.9, x]} for x in (1, 2, 4) for who in ("ours", "base")]
+    document["figures"] += [{"name": f"lanes-{x}.{who}", "title": f"{x} lanes <b>&", "unit": "GB/s", "better": "higher",
+                             "group": "by lanes", "who": who, "x": x, "x_title": "lanes", "samples": [x * 0.9, x]}
+                            for x in (1, 2, 4) for who in ("ours", "base")]
     document["figures"].append({"name": "wire", "title": "a figure with a name that is longer than any screen is wide, " * 4,
                                 "unit": "B", "better": "lower", "group": "wire", "who": "peer", "samples": [1e6, 2e9]})
     document["histograms"] = [{"name": "pause", "title": "pauses", "unit": "ms", "better": "lower",
@@ -41,7 +41,8 @@ class Page(unittest.TestCase):
             self.assertIn(", ".join(f"{sample:.6g}" for sample in figure["samples"]), found)
         self.assertIn("others had 50 %", found)
         self.assertIn("Linux 6.9", found)
-        for mark in "curve ours", "curve base", "column", "part0", "part6", "bar good", "bar plain", "dot peer", "median ours", "spark":
+        for mark in ("curve ours", "curve base", "column", "part0", "part6", "bar good", "bar plain", "dot peer", "median ours",
+                     "spark"):
             self.assertIn(f'class="{mark}"', found)
 
     def test_nothing_gets_out_or_in(self):
@@ -68,7 +69,8 @@ class Page(unittest.TestCase):
         self.assertEqual(page.short("1 GiB: downtime, QEMU, TLS", "1 GiB: downtime"), "QEMU, TLS")
         self.assertEqual(page.short("epochs: throughput", "throughput"), "epochs")
         self.assertEqual(page.short("throughput", "throughput"), "throughput")
-        self.assertEqual(page.common(["1 GiB, idle: wire, ours to QEMU", "1 GiB, idle: wire, ours to QEMU, TLS"]), "1 GiB, idle: wire")
+        titles = ["1 GiB, idle: wire, ours to QEMU", "1 GiB, idle: wire, ours to QEMU, TLS"]
+        self.assertEqual(page.common(titles), "1 GiB, idle: wire")
         self.assertEqual(page.common(["alone, it"]), "")
 
 

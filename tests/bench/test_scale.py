@@ -32,7 +32,8 @@ class Points(unittest.TestCase):
         self.assertEqual(scale.linear("size", 1 << 30, 2.0, 2), 1)
 
     def test_busy_cores(self):
-        document = sample_result({"epochs.throughput": [2.0, 1.0], "epochs.cpu_primary": [0.5, 0.5], "epochs.cpu_standby": [0.25, 0.5]})
+        document = sample_result({"epochs.throughput": [2.0, 1.0], "epochs.cpu_primary": [0.5, 0.5],
+                                  "epochs.cpu_standby": [0.25, 0.5]})
         self.assertEqual(scale.busy_cores(document, "epochs"), [1.5, 1.0])
         self.assertEqual(scale.busy_cores(document, "first_copy"), [])
 

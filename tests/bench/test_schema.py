@@ -123,7 +123,8 @@ class Described(unittest.TestCase):
     def test_migrate_pairs_rounds(self):
         """A round that one variant failed is in no ratio, and moves nothing else."""
         row = {"memory_bytes": 1 << 30, "dirty_bytes_per_s": 0, "variants": {
-            "understudy": {"moves": [move(n, t, downtime_parts_ms={"stop": 1.0, "load": 2.0}) for n, t in ((0, 1.0), (1, 2.0), (2, 6.0))]},
+            "understudy": {"moves": [move(n, total, downtime_parts_ms={"stop": 1.0, "load": 2.0})
+                                     for n, total in ((0, 1.0), (1, 2.0), (2, 6.0))]},
             "qemu": {"moves": [move(0, 2.0), move(2, 3.0)]}, "qemu-tls": {"moves": []}}}
         document = result_of("migrate", migrate_report.describe, {"rows": [row]}, rounds=3)
         validate(document)
@@ -190,9 +191,10 @@ class Lost(unittest.TestCase):
 @need_program
 class Usage(unittest.TestCase):
     def test_nonsense(self):
-        for argv, code in ((["compare"], 2), (["compare", "-", "-"], 2), (["report", "/nonexistent"], 1), (["scale", "--lanes", "0"], 2),
-                           (["scale", "--sizes", "1k"], 2),
-                           (["replicate", "--json", "/nonexistent/a"], 1), (["scale", "--html", "/nonexistent/a"], 2), (["environment", "now"], 2), (["nothing"], 2), (["takeover", "--kills", "0"], 2)):
+        for argv, code in (
+                (["compare"], 2), (["compare", "-", "-"], 2), (["report", "/nonexistent"], 1), (["scale", "--lanes", "0"], 2),
+                (["scale", "--sizes", "1k"], 2), (["replicate", "--json", "/nonexistent/a"], 1), (["nothing"], 2),
+                (["scale", "--html", "/nonexistent/a"], 2), (["environment", "now"], 2), (["takeover", "--kills", "0"], 2)):
             done = subprocess.run([UNDERSTUDY, "bench", *argv], capture_output=True, text=True, timeout=60)
             self.assertEqual(done.returncode, code, (argv, done.stderr))
             self.assertTrue(done.stderr)

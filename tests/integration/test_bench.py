@@ -42,7 +42,8 @@ def samples(result, name):
 def test_migrate(run):
     """A small guest, one round: all move it, it is whole, and times, bytes and ratios are there."""
     out = os.path.join(run.directory, "out.json")
-    said, _, _ = run.us("bench", "migrate", "--quick", "--no-idle", "--settle", "0.2", "--max-downtime", "300", "--build", run.build, "--json", out, seconds=110)
+    said, _, _ = run.us("bench", "migrate", "--quick", "--no-idle", "--settle", "0.2", "--max-downtime", "300",
+                        "--build", run.build, "--json", out, seconds=110)
     for name in "understudy (TLS 1.3)", "QEMU, multifd + TLS", "our downtime":
         check(name in said, f"the table lacks {name}:\n{said}")
     result = load(out)
