@@ -18,6 +18,7 @@ prefer the ratios, which are made within a run.
 import argparse
 import os
 import random
+import signal
 import statistics
 import sys
 
@@ -164,4 +165,5 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads with head(1) has read enough
     sys.exit(main())

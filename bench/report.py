@@ -3,6 +3,7 @@
 """Shows a result of `understudy bench`: in lines, or as a page with plots."""
 import argparse
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -31,4 +32,5 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads with head(1) has read enough
     sys.exit(main())

@@ -137,7 +137,7 @@ def table(document):
     for line, title in TITLES.items():
         for measure, words in MEASURES.items():
             rows = line_rows(document, line, measure, cores)
-            if len(rows) < 2:
+            if not rows:
                 continue
             found += ["", f"{words}, by {title}", f"  {'':>8}{'GB/s':>8}{'of linear':>11}{'of ceiling':>12}{'busy cores':>12}"]
             first = statistics.median(rows[0][1])
