@@ -53,11 +53,9 @@ class Result:
             self.document["ratios"].append({"of": of, "to": to, "title": title, "better": better, "who": who,
                                             "samples": samples})
 
-    def histogram(self, name, title, unit, better, samples):
-        samples = [sample for sample in samples if sample is not None]
-        if samples:
-            self.document["histograms"].append({"name": name, "title": title, "unit": unit, "better": better,
-                                                **histogram(samples)})
+    def histogram(self, name, title, unit, better, found):
+        """`found`: what histogram() or joined() say of the samples."""
+        self.document["histograms"].append({"name": name, "title": title, "unit": unit, "better": better, **found})
 
     def timeline(self, title, unit, rows):
         """rows: [(title, [(part, length)])]"""
@@ -96,12 +94,30 @@ def bucket_top(value):
 
 
 def histogram(samples):
+    """Of at least one sample; the percentiles are those of the samples."""
     ordered, buckets = sorted(samples), {}
     for sample in ordered:
         top = bucket_top(sample)
         buckets[top] = buckets.get(top, 0) + 1
     return {"count": len(ordered), "min": ordered[0], "p50": percentile(ordered, 50), "p90": percentile(ordered, 90),
             "p99": percentile(ordered, 99), "max": ordered[-1], "buckets": [[top, count] for top, count in buckets.items()]}
+
+
+def joined(parts, least, most):
+    """Several lists of buckets [top, count] as one histogram; percentiles are the tops of their buckets."""
+    counts = {}
+    for top, count in (bucket for part in parts for bucket in part):
+        counts[top] = counts.get(top, 0) + count
+    buckets, whole = sorted(counts.items()), sum(counts.values())
+
+    def at(percent):
+        seen = 0
+        for top, count in buckets:
+            seen += count
+            if seen >= max(1, math.ceil(whole * percent / 100)):
+                return min(top, most)
+    return {"count": whole, "min": least, "p50": at(50), "p90": at(90), "p99": at(99), "max": most,
+            "buckets": [list(bucket) for bucket in buckets]}
 
 
 # -- reading one ----------------------------------------------------------------------------------------------

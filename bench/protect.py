@@ -15,8 +15,6 @@ Then a guest is killed together with its engine while a client writes over one c
 guest goes on with: the gap is the longest time for which that client had no answer.
 """
 import argparse
-import csv
-import io
 import os
 import shutil
 import signal
@@ -48,9 +46,8 @@ def make_pair(run, options, tag, **keys):
 
 def redis_benchmark(run, count, requests):
     out = run.outside().command("redis-benchmark", "-h", services.GUEST, "-c", str(count), "-n", str(requests),
-                                "-t", "set", "--csv", seconds=600)[0]
-    row = next(csv.DictReader(io.StringIO(out)))
-    return {key: float(value) for key, value in row.items() if key != "test"}
+                                "-t", "set", seconds=600)[0]
+    return report.parse_redis_benchmark(out)
 
 
 def ask(run, count, requests, rounds):
@@ -58,7 +55,7 @@ def ask(run, count, requests, rounds):
     each = max(requests // rounds, count)
     found = [redis_benchmark(run, count, each) for _ in range(rounds)]
     return {"clients": count, "requests": each * rounds, "redis_rounds": found,
-            "redis": {key: statistics.median(one[key] for one in found) for key in found[0]}}
+            "redis": {key: statistics.median(one[key] for one in found) for key in found[0] if key != "buckets"}}
 
 
 class Holding(threading.Thread):

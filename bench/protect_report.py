@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `understudy bench protect` says of what it measured: ratios, a table, the machine."""
+import re
 import statistics
 
 import figures
@@ -9,6 +10,34 @@ ROWS = {"unprotected": "unprotected", "protected": "protected", "whole-pages": "
         "one-unprotected": "1 client, unprotected", "one-fixed": "1 client, fixed interval", "one-eager": "1 client, eager"}
 REDIS = (("rps", "SET/s", "1/s", "higher"), ("p50_latency_ms", "latency p50", "ms", "lower"),
          ("p99_latency_ms", "latency p99", "ms", "lower"))
+
+
+def parse_redis_benchmark(text):
+    """What redis-benchmark (7.0) says of one test: {"rps", "avg_latency_ms", "min_...", "p50_...", "p95_...", "p99_...",
+    "max_latency_ms", "buckets": [[milliseconds, requests]]}. It tells two cumulative distributions, of some percentiles and of
+    round times; both together are the finest that it has."""
+    rate = re.search(r"throughput summary: ([\d.]+) requests per second", text)
+    summary = re.search(r"latency summary \(msec\):\s+avg +min +p50 +p95 +p99 +max\s+([\d. ]+)", text)
+    seen = {float(top): int(count) for top, count in
+            re.findall(r"% <= ([\d.]+) milliseconds \(cumulative count (\d+)\)", text)}
+    if not rate or not summary or not seen:
+        raise AssertionError(f"redis-benchmark says nothing that is understood:\n{text[-2000:]}")
+    found = {"rps": float(rate.group(1)), "buckets": []}
+    found.update(zip((f"{key}_latency_ms" for key in ("avg", "min", "p50", "p95", "p99", "max")),
+                     map(float, summary.group(1).split())))
+    before = 0
+    for top in sorted(seen):
+        if seen[top] > before:
+            found["buckets"].append([top, seen[top] - before])
+            before = seen[top]
+    return found
+
+
+def latencies(row):
+    """Of all requests of a row's rounds."""
+    rounds = row["redis_rounds"]
+    return figures.joined([one["buckets"] for one in rounds], min(one["min_latency_ms"] for one in rounds),
+                          max(one["max_latency_ms"] for one in rounds))
 
 
 def describe(result, own):
@@ -24,6 +53,7 @@ def describe(result, own):
             if name != base and key != "p99_latency_ms":
                 result.ratio(f"{name}.{tag}", f"{base}.{tag}", f"{title}: {words}, to unprotected", better,
                              figures.quotients(samples, [one[key] for one in own["rows"][base]["redis_rounds"]]), "base")
+        result.histogram(f"{name}.latency", f"{title}: latency of every SET", "ms", "lower", latencies(row))
         if name != base:
             describe_engine(result, name, title, row)
     gaps = [one["gap_ms"] for one in own["takeovers"]]

@@ -108,7 +108,7 @@ def describe(result, own):
 
     def both(name, title, samples):
         result.figure(name, title, "ms", "lower", samples, "takeover")
-        result.histogram(name, title, "ms", "lower", samples)
+        result.histogram(name, title, "ms", "lower", figures.histogram(samples))
     both("decision_to_running", "from the decision to the guest running", [kill["decision_to_running_ms"] for kill in kills])
     both("kill_to_running", "from the kill to the guest running", [kill["kill_to_running_ms"] for kill in kills])
     for way, words in WAYS.items():
