@@ -11,13 +11,17 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <openssl/crypto.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+
+#define QEMU_PATIENCE_MS 5000
 
 /* What follows "NAME\t: " in /proc/cpuinfo, of the first processor; empty when it is not there. */
 static void cpuinfo(const char *name, char *ret_text, size_t room)
@@ -65,11 +69,13 @@ static void qemu_version(char *ret_text, size_t room)
     int r = spawn_start(&pid, &spawn);
     close(ends[1]);
     cleanup_fclose FILE *said = fdopen(ends[0], "r");
-    if (r == 0) {
-        if (said && fgets(ret_text, (int)room, said))
-            ret_text[strcspn(ret_text, "\n")] = '\0';
-        waitpid(pid, NULL, 0);
-    }
+    struct pollfd waiting = {.fd = ends[0], .events = POLLIN};
+    if (r < 0)
+        return;
+    if (said && poll(&waiting, 1, QEMU_PATIENCE_MS) == 1 && fgets(ret_text, (int)room, said))
+        ret_text[strcspn(ret_text, "\n")] = '\0';
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
 }
 
 static json_t *describe_kvm(const char *flags)
