@@ -111,15 +111,15 @@ static void count_text(char *to, size_t room, double value)
 
 /* --- bars --- */
 
-void layout_bars(struct screen *screen, int row, int column, int rows, int width,
-                 const struct model_machine *machine)
+double layout_bars(struct screen *screen, int row, int column, int rows, int width,
+                   const struct model_machine *machine)
 {
     static const char *const blocks[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
     static const char *const letters[] = {" ", ".", ".", ":", ":", "+", "+", "#", "#"};
     const char *const *glyphs = screen->ascii ? letters : blocks;
     int shown = (int)machine->past_count < width ? (int)machine->past_count : width;
     const double *past = machine->past + machine->past_count - shown;
-    double most = 0;
+    double most = NAN;
     for (int i = 0; i < shown; i++)
         most = fmax(most, past[i]); /* passes over NAN */
     for (int i = 0; i < shown; i++) {
@@ -136,6 +136,7 @@ void layout_bars(struct screen *screen, int row, int column, int rows, int width
                 screen_glyph(screen, row + rows - 1 - level, at, SCREEN_GOOD, glyphs[part]);
         }
     }
+    return most;
 }
 
 /* --- the table --- */
@@ -252,7 +253,8 @@ TEXT_OF(delay_text)
 TEXT_OF(held_text)
 {
     (void)now_ns;
-    bytes_text(to, room, machine->sample.values[SAMPLE_OUTPUT_HELD_BYTES]);
+    bool gated = strcmp(machine->sample.gate, "none") != 0;
+    bytes_text(to, room, gated ? machine->sample.values[SAMPLE_OUTPUT_HELD_BYTES] : NAN);
 }
 
 static const struct column columns_all[] = {
@@ -285,12 +287,14 @@ static int choose(int room, bool ret_shown[COLUMNS])
 static void draw_row(struct screen *screen, int row, const struct model_machine *machine, bool picked,
                      const bool shown[COLUMNS], uint64_t now_ns, int bars_at)
 {
-    int at = 1;
+    int at = 1, word_at = 0;
     for (int i = 0; i < COLUMNS; i++) {
         const struct column *column = &columns_all[i];
         char text[SAMPLE_NAME_MAX + FIND_PATH_MAX];
         if (!shown[i])
             continue;
+        if (column->text == word_text)
+            word_at = at;
         enum screen_style style = column->text == word_text ? colour(machine) : SCREEN_PLAIN;
         /* Of a daemon that does not answer only what it is called is still true. */
         if (machine->link != MODEL_LIVE && column->rank > 1 && column->text != for_text)
@@ -299,11 +303,12 @@ static void draw_row(struct screen *screen, int row, const struct model_machine 
         screen_field(screen, row, at, column->width, style, text);
         at += abs(column->width) + 1;
     }
-    if (bars_at && machine->link == MODEL_LIVE)
+    if (bars_at && machine->link == MODEL_LIVE && machine->sample.pause.told)
         layout_bars(screen, row, bars_at, 1, screen->columns - bars_at - 1, machine);
     if (picked) {
         screen_put(screen, row, 0, SCREEN_PICK, ">");
         screen_band(screen, row, 0, at, SCREEN_PICK);
+        screen_band(screen, row, word_at, (int)strlen(model_word(machine)), band_colour(colour(machine)));
     }
 }
 
@@ -479,12 +484,9 @@ static void draw_machine(struct screen *screen, int row, int rows, const struct 
     if (bars < BARS_MIN || !machine->sample.pause.told)
         return;
     char text[LAYOUT_TEXT_MAX];
-    double most = NAN;
-    for (unsigned i = 0; i < machine->past_count; i++)
-        most = fmax(most, machine->past[i]);
+    double most = layout_bars(screen, row, 11, bars, columns - 13, machine);
     screen_field(screen, row, 2, -8, SCREEN_DIM, layout_duration(text, most));
     screen_field(screen, row + bars - 1, 2, -8, SCREEN_DIM, "pauses");
-    layout_bars(screen, row, 11, bars, columns - 13, machine);
 }
 
 /* --- the whole --- */
@@ -498,23 +500,23 @@ static void draw_keys(struct screen *screen, int row)
 static void draw_help(struct screen *screen)
 {
     static const char *const lines[] = {
-        "q                quit",
-        "up, down, j, k   select a machine; also page up and down, home, end",
-        "s                sort by name, urgency, pause p99, dirty rate, wire rate",
-        "p, space         stop here, and go on",
-        "h, ?             this, and back",
+        "q               quit",
+        "up, down, j, k  select a machine; also page up, page down, home, end",
+        "s               sort by name, urgency, pause p99, dirty rate, wire rate",
+        "p, space        stop here; go on",
+        "h, ?            this, and back",
         "",
-        "PROTECTED        the standby has a checkpoint, and gets the next one",
-        "DEGRADED         not so; a session is being set up, or an older checkpoint stands",
-        "UNPROTECTED      nobody could go on with the guest",
-        "AWAY             the guest has left this host, or ended",
-        "NO ANSWER        the daemon hangs; GONE: it has ended; BROKEN: it says nonsense",
+        "PROTECTED       the standby has a checkpoint and gets the next one",
+        "DEGRADED        not so: a session is being set up, or an old checkpoint stands",
+        "UNPROTECTED     nobody could go on with the guest",
+        "AWAY            the guest has left this host, or ended",
+        "NO ANSWER       its daemon hangs; GONE: has ended; BROKEN: says nonsense",
         "",
-        "EPOCH, AGE       the last checkpoint that the standby has, and how old it is",
-        "PAUSE50, 99      half, and 99 %, of all pauses since the engine began are at most so long",
-        "PAUSES           mean pause of each interval, the latest at the right; full: the longest shown",
-        "DIRTY/s          what the guest writes, in pages; WIRE/s: what the lanes carry, both ways",
-        "DELAY99, HELD    how long its output waited for checkpoints; how much waits now",
+        "EPOCH, AGE      the last checkpoint that the standby has; how old it is",
+        "PAUSE50, 99     50 %, 99 % of all pauses since the engine began are no longer",
+        "PAUSES          mean of each interval, the latest at the right",
+        "DIRTY/s         what the guest writes, in pages; WIRE/s: what the lanes carry",
+        "DELAY99, HELD   how long output waited for checkpoints; what waits now",
     };
     for (int i = 0; i < (int)array_length(lines); i++)
         screen_put(screen, 2 + i, 2, SCREEN_PLAIN, "%s", lines[i]);
@@ -535,15 +537,16 @@ void layout_draw(struct screen *screen, const struct model *model, const struct 
         draw_keys(screen, rows - 1);
         return;
     }
-    /* What the selected machine wants at least: band, why, facts, a gap, bars; and a row between. */
-    int large = BAND_ROWS + 1 + fact_rows(FACTS_MAX - 1, columns) + 1 + BARS_MIN + 1;
-    int room = rows - 3, table = room - large;
-    if (table < 3)
+    int room = rows - 3, least = model->count < 3 ? (int)model->count : 3;
+    int large = BAND_ROWS + 1 + fact_rows(FACTS_MAX - 1, columns) + 1, table = room - large - 1 - BARS_MIN;
+    if (table < least)
+        table = room - large; /* without bars */
+    if (table < least)
         table = room;
     int taken = (int)model->count < table ? (int)model->count : table;
     draw_table(screen, model, view, 1, table, true);
     if (model->count && table < room)
-        draw_machine(screen, 2 + taken + 1, rows - 2 - (2 + taken + 1) + 1, model->machines[model->selected],
+        draw_machine(screen, 2 + taken + 1, rows - 1 - (2 + taken + 1), model->machines[model->selected],
                      view->now_ns);
     /* Facts may have come down to the last row. */
     draw_keys(screen, rows - 1);

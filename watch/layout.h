@@ -33,8 +33,9 @@ void layout_machine(struct screen *screen, const struct model *model, unsigned i
 const char *layout_duration(char to[LAYOUT_TEXT_MAX], double seconds);
 const char *layout_bytes(char to[LAYOUT_TEXT_MAX], double bytes);
 
-/* The pauses of `machine`, newest to the right, as bars of `rows` rows that are full at the largest. */
-void layout_bars(struct screen *screen, int row, int column, int rows, int width,
-                 const struct model_machine *machine);
+/* The latest pauses of `machine`, the newest to the right, as bars that are `rows` high at the largest of
+ * them. Returns that one in seconds; NAN: no pause is known. */
+double layout_bars(struct screen *screen, int row, int column, int rows, int width,
+                   const struct model_machine *machine);
 
 #endif

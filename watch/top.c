@@ -74,12 +74,20 @@ static void view_now(const struct top *top, char clock[16], struct layout_view *
 
 /* --- one frame --- */
 
+/* From the first row with text to the last. */
 static void print_screen(const struct screen *screen)
 {
     char text[3 * SCREEN_COLUMNS_MAX + 1];
-    int rows = screen->rows;
-    for (int row = 0; row < rows; row++) {
+    int blank = -1;
+    for (int row = 0; row < screen->rows; row++) {
         screen_text(screen, row, text, sizeof text);
+        if (!text[0]) {
+            blank += blank >= 0;
+            continue;
+        }
+        for (; blank > 0; blank--)
+            putchar('\n');
+        blank = 0;
         puts(text);
     }
 }
@@ -128,6 +136,7 @@ static int once(struct top *top)
         print_screen(top->screen);
         for (unsigned i = 0; i < top->model->count; i++) {
             layout_machine(top->screen, top->model, i, &view, ONCE_COLUMNS);
+            putchar('\n');
             print_screen(top->screen);
         }
     }
