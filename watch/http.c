@@ -42,12 +42,16 @@ static enum MHD_Result on_request(void *ctx, struct MHD_Connection *connection, 
     (void)version;
     (void)upload;
     (void)upload_size;
-    (void)request;
     /* At the headers already: a body is not waited for, and its connection ends with the answer. */
     if (strcmp(method, MHD_HTTP_METHOD_GET) != 0)
         return answer(connection, MHD_HTTP_METHOD_NOT_ALLOWED, not_so, plain, MHD_HTTP_HEADER_ALLOW, "GET");
     if (strcmp(url, "/metrics") != 0)
         return answer(connection, MHD_HTTP_NOT_FOUND, not_found, plain, NULL, NULL);
+    /* An answer before the request is whole would end the connection, which scrapers like to keep. */
+    if (!*request) {
+        *request = http;
+        return MHD_YES;
+    }
     char *text cleanup_free = http->page(http->ctx);
     if (!text)
         return answer(connection, MHD_HTTP_SERVICE_UNAVAILABLE, not_now, plain, NULL, NULL);

@@ -507,15 +507,15 @@ static void draw_help(struct screen *screen)
         "h, ?            this, and back",
         "",
         "PROTECTED       the standby has a checkpoint and gets the next one",
-        "DEGRADED        not so: a session is being set up, or an old checkpoint stands",
+        "DEGRADED        not so: a session is being set up, or a checkpoint stands",
         "UNPROTECTED     nobody could go on with the guest",
         "AWAY            the guest has left this host, or ended",
         "NO ANSWER       its daemon hangs; GONE: has ended; BROKEN: says nonsense",
         "",
         "EPOCH, AGE      the last checkpoint that the standby has; how old it is",
-        "PAUSE50, 99     50 %, 99 % of all pauses since the engine began are no longer",
+        "PAUSE50, 99     50 %, 99 % of all pauses of the engine are no longer",
         "PAUSES          mean of each interval, the latest at the right",
-        "DIRTY/s         what the guest writes, in pages; WIRE/s: what the lanes carry",
+        "DIRTY/s         what the guest writes, in pages; WIRE/s: what lanes carry",
         "DELAY99, HELD   how long output waited for checkpoints; what waits now",
     };
     for (int i = 0; i < (int)array_length(lines); i++)
