@@ -9,7 +9,7 @@ import stat
 from understudy_test import check
 
 COMMANDS = ["protect", "standby", "status", "takeover", "continue", "stop", "verify", "check", "pki",
-            "fault-points", "bench", "events", "migrate"]
+            "fault-points", "bench", "events", "migrate", "top", "metrics"]
 STATUS = {"vm": str, "host": str, "uuid": str, "role": str, "state": str, "protected": bool, "reason": str,
           "since_s": (int, float), "generation": int, "epoch": int, "committed_epoch": int, "peer": dict,
           "interval_ms": (int, float), "lanes": int, "tls": str, "ktls": bool, "guest": dict,

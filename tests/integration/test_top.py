@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 import processes
 from processes import Process
@@ -253,6 +254,7 @@ def test_figures(run):
             client.sendall(json.dumps({**status, "state": 'x"} 1\n'}).encode() + b"\n")
             client.close()
     threading.Thread(target=lie, daemon=True).start()
+    time.sleep(0.3)  # the last page is served for 0.2 s
     spoilt = figures(run)
     check(spoilt.of("daemon_up", 'socket="silent.sock"') == 0, spoilt.text)
     ups = [spoilt.of("daemon_up", f'socket="{name}"') for name in ("liar.sock", "web.alpha.sock")]
