@@ -176,7 +176,8 @@ static void test_full_backlog(void **state)
     (void)state;
     int listener cleanup_close = listen_at("a.sock", 0), waiting cleanup_close = -1;
     struct sockaddr_un address;
-    control_address(path_of("a.sock"), &address);
+    assert_true(listener >= 0);
+    assert_int_equal(control_address(path_of("a.sock"), &address), 0);
     waiting = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     assert_int_equal(connect(waiting, (struct sockaddr *)&address, sizeof address), 0);
     collect_ask(collect, path_of("a.sock"), 0);
