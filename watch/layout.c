@@ -266,32 +266,45 @@ static const struct column columns_all[] = {
 };
 #define COLUMNS (int)array_length(columns_all)
 
-/* Which columns fit, by rank; returns what they take. */
-static int choose(int room, bool ret_shown[COLUMNS])
+#define NAME_MAX_WIDTH 28
+#define BARS_WIDTH_MIN 10
+
+/* What a screen of this width shows. */
+struct plan {
+    int widths[COLUMNS]; /* as column.width; 0: not shown */
+    int bars_at;         /* 0: no bars */
+};
+
+/* Columns come in by rank while they fit; what is left over goes to long names, then to bars. */
+static struct plan make_plan(int room)
 {
-    int used = 0;
-    memset(ret_shown, 0, COLUMNS * sizeof ret_shown[0]);
-    for (int rank = 0; rank < COLUMNS; rank++)
-        for (int i = 0; i < COLUMNS; i++) {
-            int width = 1 + abs(columns_all[i].width);
-            if (columns_all[i].rank != rank)
-                continue;
-            if (used + width > room)
-                return used;
-            ret_shown[i] = true;
-            used += width;
-        }
-    return used;
+    struct plan plan = {0};
+    int used = 1, in = 0;
+    for (bool fits = true; fits && in < COLUMNS; in += fits)
+        for (int i = 0; i < COLUMNS; i++)
+            if (columns_all[i].rank == in) {
+                fits = used + 1 + abs(columns_all[i].width) <= room;
+                plan.widths[i] = fits ? columns_all[i].width : 0;
+                used += fits ? 1 + abs(columns_all[i].width) : 0;
+            }
+    int spare = in == COLUMNS ? room - used - BARS_WIDTH_MIN - 1 : 0;
+    if (spare >= 0 && in == COLUMNS) {
+        int longer =
+            spare < NAME_MAX_WIDTH + columns_all[0].width ? spare : NAME_MAX_WIDTH + columns_all[0].width;
+        plan.widths[0] -= longer;
+        plan.bars_at = used + longer;
+    }
+    return plan;
 }
 
 static void draw_row(struct screen *screen, int row, const struct model_machine *machine, bool picked,
-                     const bool shown[COLUMNS], uint64_t now_ns, int bars_at)
+                     const struct plan *plan, uint64_t now_ns)
 {
     int at = 1, word_at = 0;
     for (int i = 0; i < COLUMNS; i++) {
         const struct column *column = &columns_all[i];
         char text[SAMPLE_NAME_MAX + FIND_PATH_MAX];
-        if (!shown[i])
+        if (!plan->widths[i])
             continue;
         if (column->text == word_text)
             word_at = at;
@@ -300,11 +313,11 @@ static void draw_row(struct screen *screen, int row, const struct model_machine 
         if (machine->link != MODEL_LIVE && column->rank > 1 && column->text != for_text)
             style = SCREEN_DIM;
         column->text(text, sizeof text, machine, now_ns);
-        screen_field(screen, row, at, column->width, style, text);
-        at += abs(column->width) + 1;
+        screen_field(screen, row, at, plan->widths[i], style, text);
+        at += abs(plan->widths[i]) + 1;
     }
-    if (bars_at && machine->link == MODEL_LIVE && machine->sample.pause.told)
-        layout_bars(screen, row, bars_at, 1, screen->columns - bars_at - 1, machine);
+    if (plan->bars_at && machine->link == MODEL_LIVE && machine->sample.pause.told)
+        layout_bars(screen, row, plan->bars_at, 1, screen->columns - plan->bars_at - 1, machine);
     if (picked) {
         screen_put(screen, row, 0, SCREEN_PICK, ">");
         screen_band(screen, row, 0, at, SCREEN_PICK);
@@ -312,23 +325,29 @@ static void draw_row(struct screen *screen, int row, const struct model_machine 
     }
 }
 
+/* The first of the machines that are shown in so many rows: of the page with the selected one. */
+static unsigned first_shown(const struct model *model, int rows)
+{
+    unsigned page = rows > 0 ? (unsigned)rows : 1;
+    return model->selected / page * page;
+}
+
 static void draw_table(struct screen *screen, const struct model *model, const struct layout_view *view,
                        int row, int rows, bool picks)
 {
-    bool shown[COLUMNS];
-    int used = 1 + choose(screen->columns - 1, shown), at = 1;
-    int bars_at = screen->columns - used >= 10 ? used + 1 : 0;
+    struct plan plan = make_plan(screen->columns);
+    int at = 1;
     for (int i = 0; i < COLUMNS; i++)
-        if (shown[i]) {
-            screen_field(screen, row, at, columns_all[i].width, SCREEN_BOLD, columns_all[i].title);
-            at += abs(columns_all[i].width) + 1;
+        if (plan.widths[i]) {
+            screen_field(screen, row, at, plan.widths[i], SCREEN_BOLD, columns_all[i].title);
+            at += abs(plan.widths[i]) + 1;
         }
-    if (bars_at)
-        screen_put(screen, row, bars_at, SCREEN_BOLD, "PAUSES");
-    unsigned page = rows > 0 ? (unsigned)rows : 1, first = model->selected / page * page;
-    for (unsigned i = first; i < model->count && i < first + page; i++)
-        draw_row(screen, row + 1 + (int)(i - first), model->machines[i], picks && i == model->selected, shown,
-                 view->now_ns, bars_at);
+    if (plan.bars_at)
+        screen_put(screen, row, plan.bars_at, SCREEN_BOLD, "PAUSES");
+    unsigned first = first_shown(model, rows);
+    for (unsigned i = first; i < model->count && i < first + (unsigned)rows; i++)
+        draw_row(screen, row + 1 + (int)(i - first), model->machines[i], picks && i == model->selected, &plan,
+                 view->now_ns);
     if (!model->count)
         screen_put(screen, row + 2, 2, SCREEN_PLAIN, "no daemon in %s%s%s", view->place,
                    view->note[0] ? ": " : "", view->note);
@@ -491,10 +510,20 @@ static void draw_machine(struct screen *screen, int row, int rows, const struct 
 
 /* --- the whole --- */
 
-static void draw_keys(struct screen *screen, int row)
+/* And which of the machines are shown, where that is not all: `shown` from `first` on. */
+static void draw_keys(struct screen *screen, unsigned first, unsigned shown, unsigned count)
 {
-    screen_band(screen, row, 0, screen->columns, SCREEN_BAR);
+    int row = screen->rows - 1;
+    char text[48] = "";
+    for (int column = 0; column < screen->columns; column++)
+        screen_put(screen, row, column, SCREEN_BAR, " ");
     screen_put(screen, row, 1, SCREEN_BAR, "q quit  up/down select  s sort  p pause  h help");
+    if (shown < count)
+        snprintf(text, sizeof text, "%u to %u of %u", first + 1,
+                 first + shown < count ? first + shown : count, count);
+    int width = (int)strlen(text);
+    if (screen->columns > 50 + width)
+        screen_field(screen, row, screen->columns - 1 - width, width, SCREEN_BAR, text);
 }
 
 static void draw_help(struct screen *screen)
@@ -531,10 +560,9 @@ void layout_draw(struct screen *screen, const struct model *model, const struct 
         return;
     }
     draw_title(screen, model, view);
-    draw_keys(screen, rows - 1);
     if (model->help) {
         draw_help(screen);
-        draw_keys(screen, rows - 1);
+        draw_keys(screen, 0, model->count, model->count);
         return;
     }
     int room = rows - 3, least = model->count < 3 ? (int)model->count : 3;
@@ -548,8 +576,8 @@ void layout_draw(struct screen *screen, const struct model *model, const struct 
     if (model->count && table < room)
         draw_machine(screen, 2 + taken + 1, rows - 1 - (2 + taken + 1), model->machines[model->selected],
                      view->now_ns);
-    /* Facts may have come down to the last row. */
-    draw_keys(screen, rows - 1);
+    /* Last, since facts may have come down to its row. */
+    draw_keys(screen, first_shown(model, table), (unsigned)taken, model->count);
 }
 
 void layout_overview(struct screen *screen, const struct model *model, const struct layout_view *view,

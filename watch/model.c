@@ -143,6 +143,8 @@ int model_found(struct model *model, const struct find_list *list, uint64_t now_
         snprintf(machine->path, sizeof machine->path, "%s", list->paths[i]);
         machine->link_since_ns = now_ns;
         machine->dirty_bytes_per_s = machine->wire_bytes_per_s = NAN;
+        for (unsigned value = 0; value < SAMPLE_VALUES; value++)
+            machine->sample.values[value] = NAN;
         model->machines[model->count++] = machine;
     }
     order(model);

@@ -340,6 +340,7 @@ static void test_a_screen(void **state)
     assert_true(shows("2.00 MiB/s"));
     assert_true(shows("█"));
     assert_non_null(strstr(row_text(23), "q quit"));
+    assert_null(strstr(row_text(23), " of ")); /* all are there */
     draw(5 * S, 50, 160);
     assert_non_null(strstr(row_text(1), "DIRTY/s"));
     assert_non_null(strstr(row_text(1), "PAUSES"));
@@ -379,6 +380,7 @@ static void test_many_machines(void **state)
         draw(3 * S, 24, 80);
         snprintf(name, sizeof name, ">m%03u", i);
         assert_true(shows(name));
+        assert_non_null(strstr(row_text(23), " of 256"));
         model_press(model, MODEL_DOWN);
     }
     /* One plain frame has them all. */
@@ -452,7 +454,10 @@ static void test_hostile_texts(void **state)
     longer[sizeof longer - 1] = 0;
     found(1 * S, 1, "evil\x1b[31m.sock");
     draw(1 * S, 24, 80);
-    assert_true(shows("evil?[31m.so"));
+    assert_true(shows("evil?[31m.so ASKED"));
+    assert_null(strchr(row_text(2), '0')); /* of nobody nothing is known */
+    draw(1 * S, 24, 160);
+    assert_true(shows("evil?[31m.sock ")); /* room for longer names */
     json_t *status = kit_status(longer, longer, "copying");
     kit_set(status, NULL, "reason", json_string("\x1b]0;title\x07"));
     kit_set(status, NULL, "generation", json_real(1e308));
