@@ -57,9 +57,12 @@ static void gather(struct facts *facts, const struct model_machine *machine, uin
     layout_count(number, sizeof number, s->values[SAMPLE_GENERATION]);
     add_fact(facts, "generation", "%s", number);
     add_fact(facts, "peer", "%s", s->peer);
+    double age_s = model_commit_age_s(machine, now_ns);
     layout_count(number, sizeof number, s->values[SAMPLE_COMMITTED_EPOCH]);
-    add_fact(facts, "checkpoint", "%s, %s old", number,
-             layout_duration(a, model_commit_age_s(machine, now_ns)));
+    if (age_s >= 0)
+        add_fact(facts, "checkpoint", "%s, %s old", number, layout_duration(a, age_s));
+    else
+        add_fact(facts, "checkpoint", "none");
     add_fact(facts, "state", "%s", s->state);
     if (s->pause.told) {
         add_fact(facts, "pause", "p50 %s, p99 %s", layout_duration(a, layout_of(&s->pause, s->pause.p50_s)),
