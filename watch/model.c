@@ -75,10 +75,11 @@ static int compare(const void *left, const void *right, void *model)
     return names ? names : strcmp(a->path, b->path);
 }
 
-/* The selection stays with its machine. */
+/* The selection stays with its machine; with the first row, as long as nobody has chosen one. */
 static void order(struct model *model)
 {
-    const struct model_machine *selected = model->count ? model->machines[model->selected] : NULL;
+    const struct model_machine *selected =
+        model->count && model->chosen ? model->machines[model->selected] : NULL;
     qsort_r(model->machines, model->count, sizeof model->machines[0], compare, model);
     for (unsigned i = 0; i < model->count; i++)
         if (model->machines[i] == selected)
@@ -213,6 +214,7 @@ void model_tell(struct model *model, const struct collect_answer *answer, uint64
 void model_press(struct model *model, enum model_key key)
 {
     unsigned last = model->count ? model->count - 1 : 0;
+    model->chosen = model->chosen || key <= MODEL_LAST;
     unsigned step = key == MODEL_PAGE_UP || key == MODEL_PAGE_DOWN ? PAGE : 1;
     switch (key) {
     case MODEL_UP:

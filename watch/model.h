@@ -51,7 +51,7 @@ enum model_key {
     MODEL_PAGE_UP,
     MODEL_PAGE_DOWN,
     MODEL_FIRST,
-    MODEL_LAST,
+    MODEL_LAST, /* the last that selects */
     MODEL_SORT,
     MODEL_PAUSE,
     MODEL_HELP,
@@ -60,6 +60,7 @@ enum model_key {
 struct model {
     struct model_machine *machines[FIND_MAX]; /* in the order in which they are shown */
     unsigned count, selected;
+    bool chosen; /* by a key */
     enum model_sort sort;
     bool paused; /* what comes is not shown: the owner asks nobody meanwhile */
     bool help;
