@@ -27,8 +27,7 @@ void layout_overview(struct screen *screen, const struct model *model, const str
 void layout_machine(struct screen *screen, const struct model *model, unsigned index,
                     const struct layout_view *view, int columns);
 
-/* Three digits and a unit in at most 8 columns, "-" for what is not known (NAN): "4.65 ms", "12 min"; "3.40
- * MiB". */
+/* Three digits and a unit, at most 8 columns: "4.65 ms", "12 min"; "3.40 MiB". "-" for NAN. */
 #define LAYOUT_TEXT_MAX 16
 const char *layout_duration(char to[LAYOUT_TEXT_MAX], double seconds);
 const char *layout_bytes(char to[LAYOUT_TEXT_MAX], double bytes);

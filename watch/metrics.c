@@ -121,7 +121,7 @@ static int serve(struct server *server)
     sigset_t blocked, before;
     struct http *http;
     int fd;
-    int r = lane_listen(server->options.listen ? server->options.listen : LISTEN, &fd);
+    int r = lane_listen(server->options.listen, &fd);
     if (r < 0)
         return r;
     r = say_address(fd);
@@ -174,7 +174,12 @@ int command_metrics(int argc, char **argv)
         fputs(help, stdout);
         return EXIT_OK;
     }
-    if (watch_options_find(&server->options, &server->list) < 0)
+    struct sockaddr_storage address;
+    socklen_t length;
+    if (!server->options.listen)
+        server->options.listen = LISTEN;
+    if (lane_resolve(server->options.listen, &address, &length) < 0 ||
+        watch_options_find(&server->options, &server->list) < 0)
         return command_fail(argv[0], EXIT_USAGE);
     int r = serve(server);
     free(server->page);

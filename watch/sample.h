@@ -76,8 +76,7 @@ struct sample_times {
 
 enum sample_protection {
     SAMPLE_IS_UNPROTECTED, /* the guest here has nobody who could go on with it */
-    SAMPLE_IS_DEGRADED, /* not protected; but a session is being set up, or an older checkpoint still stands
-                         */
+    SAMPLE_IS_DEGRADED,    /* not so, but a session is being set up, or an older checkpoint stands */
     SAMPLE_IS_PROTECTED,
     SAMPLE_IS_AWAY, /* the guest has left this host, or ended: nothing to protect here */
 };

@@ -19,7 +19,7 @@
  * costs a line on the screen.
  */
 
-#define ONCE_COLUMNS 160 /* of a frame that goes to no terminal */
+#define ONCE_COLUMNS 160 /* of a plain frame, whoever reads it: room for all columns */
 
 struct top {
     struct watch_options options;

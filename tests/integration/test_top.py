@@ -238,8 +238,10 @@ def test_figures(run):
         check(page(run.network("alpha"), path, method)[0] == code, f"{method} {path} is not {code}")
     _, err, _ = run.us("metrics", "--run-dir", run_dir(pair), network=run.network("alpha"), expect=1)
     check("127.0.0.1:9877" in err and "in use" in err, err)
-    _, err, _ = run.us("metrics", "--listen", "nowhere", expect=1)
+    _, err, _ = run.us("metrics", "--listen", "nowhere", expect=2)
     check("nowhere" in err, err)
+    _, err, _ = run.us("metrics", "--once", expect=2)
+    check("--once does not belong" in err, err)
 
     # A liar at a socket of its own, and one that never answers: both are left out, the others are not.
     liar, silent = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
