@@ -30,4 +30,8 @@ uint64_t histogram_bucket_top(unsigned bucket);
  * exceed. 0 when empty. */
 uint64_t histogram_percentile(const struct histogram *histogram, double percent);
 
+/* How many of the recorded values are certainly at most `value`: those of the step in which it lies are not,
+ * as long as a larger one was recorded. Never decreases with `value`. */
+uint64_t histogram_at_most(const struct histogram *histogram, uint64_t value);
+
 #endif

@@ -14,6 +14,7 @@ scdoc
 qemu-system-x86 cpio openssl iproute2 python3 util-linux procps
 binutils e2fsprogs qemu-utils redis-tools etcd-server libfaketime
 resource-agents libxml2-utils
+libncurses-dev libmicrohttpd-dev tmux prometheus
 libvirt-dev libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
 "
 

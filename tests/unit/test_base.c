@@ -385,6 +385,9 @@ static void histogram_accuracy(void **state)
                 fail_msg("shape %u, %g %%: %llu, exactly %llu", shape, percents[i], (unsigned long long)found,
                          (unsigned long long)exact);
             assert_true(found <= histogram->max);
+            /* The same question the other way round. */
+            uint64_t at_most = histogram_at_most(histogram, found);
+            assert_true((double)at_most >= VALUES * percents[i] / 100 && at_most <= VALUES);
         }
     }
 }
@@ -421,6 +424,16 @@ static void histogram_edges(void **state)
     assert_int_equal(histogram_percentile(histogram, 50), 0);
     assert_int_equal(histogram_percentile(histogram, 100), UINT64_MAX);
     assert_int_equal(histogram->min, 0);
+    assert_int_equal(histogram_at_most(histogram, 0), 1);
+    assert_int_equal(histogram_at_most(histogram, UINT64_MAX - 1), 1);
+    assert_int_equal(histogram_at_most(histogram, UINT64_MAX), 2);
+    /* 1001 shares a step with 1000 to 1007: nobody is told that it was at most 1000, or even 1006. */
+    histogram_reset(histogram);
+    histogram_add(histogram, 1001);
+    histogram_add(histogram, 5000);
+    assert_int_equal(histogram_at_most(histogram, 1000), 0);
+    assert_int_equal(histogram_at_most(histogram, 4999), 1);
+    assert_int_equal(histogram_at_most(histogram, 5000), 2);
     /* Every power of two and its neighbours land in order. */
     uint64_t last = 0;
     for (unsigned bit = 1; bit < 64; bit++)
