@@ -45,7 +45,7 @@ def test_unprivileged_sandboxed(run):
 
 def test_computes_the_same(run):
     """A guest that was taken over ends with the result of one that ran alone, and faster."""
-    load = "us.mem=8M us.check=4000 us.steps=12000"
+    load = "us.mem=8M us.check=4000 us.steps=30000"
     whole = run.pair(tag="whole", load=f"{load} us.rate=6000", smp=2).start_guest()
     pair = run.pair(takeover="auto", load=f"{load} us.rate=2000", smp=2).up()
     pair.wait_epochs(20)
