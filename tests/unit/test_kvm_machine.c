@@ -93,6 +93,12 @@ static void test_round_trip_2(void **state)
     round_trip(2);
 }
 
+static void test_round_trip_4(void **state)
+{
+    (void)state;
+    round_trip(4);
+}
+
 /* The ways out: a guest that switches itself off, or resets itself, is over; what it may write there besides
  * is not. */
 static void test_ends(void **state)
@@ -120,6 +126,7 @@ static void test_ends(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip_1),
-                                       cmocka_unit_test(test_round_trip_2), cmocka_unit_test(test_ends)};
+                                       cmocka_unit_test(test_round_trip_2),
+                                       cmocka_unit_test(test_round_trip_4), cmocka_unit_test(test_ends)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

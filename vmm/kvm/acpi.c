@@ -128,7 +128,7 @@ static void put_port(uint8_t *to, uint16_t port, uint8_t bits)
 
 static size_t write_fadt(struct writer *writer, size_t dsdt, size_t facs)
 {
-    uint8_t body[FADT_BYTES - HEADER_BYTES] = {0}, *fadt = body - HEADER_BYTES;
+    uint8_t fadt[FADT_BYTES] = {0}; /* but for its header */
     const uint32_t facs_address = ACPI_ADDRESS + (uint32_t)facs, dsdt_address = ACPI_ADDRESS + (uint32_t)dsdt;
     const uint32_t event = ACPI_POWER_PORT, control = ACPI_POWER_PORT + 4, flags = FADT_FLAGS;
     const uint16_t sci = SCI, no_c2 = 0xfff, no_c3 = 0xffff, boot = BOOT_FLAGS;
@@ -150,7 +150,7 @@ static size_t write_fadt(struct writer *writer, size_t dsdt, size_t facs)
     put_port(fadt + 148, ACPI_POWER_PORT, 32);
     put_port(fadt + 172, ACPI_POWER_PORT + 4, 16);
     size_t at = begin(writer, "FACP", 3);
-    put(writer, body, sizeof body);
+    put(writer, fadt + HEADER_BYTES, sizeof fadt - HEADER_BYTES);
     end(writer, at);
     return at;
 }
