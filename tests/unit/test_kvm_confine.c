@@ -11,16 +11,23 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 /* What a confined process can still do, and what it cannot; each in a child, which ends with 0 if all was as
  * expected. */
 
+/* Not _exit(): a sanitizer does things before it that are not on the list. */
+static void leave(int code)
+{
+    syscall(SYS_exit_group, code);
+}
+
 #define expect(condition)                                                                                    \
     do {                                                                                                     \
         if (!(condition))                                                                                    \
-            _exit(__LINE__ % 250 + 1);                                                                       \
+            leave(__LINE__ % 250 + 1);                                                                       \
     } while (0)
 #define expect_refused(call) expect((errno = 0, (long)(call) == -1) && errno == EPERM)
 
@@ -31,9 +38,9 @@ static void in_child(void (*body)(void))
     assert_true(child >= 0);
     if (child == 0) {
         if (confine_capabilities() < 0 || confine_calls() < 0)
-            _exit(255);
+            leave(255);
         body();
-        _exit(0);
+        leave(0);
     }
     assert_int_equal(waitpid(child, &status, 0), child);
     if (!WIFEXITED(status) || WEXITSTATUS(status))
