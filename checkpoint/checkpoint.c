@@ -339,7 +339,8 @@ int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimat
         const struct vmm_range *range = &checkpoint->marked.items[i];
         dirty += pageset_missing(&checkpoint->pending, range->block, range->first, range->pages);
     }
-    bool behind = waiting || (checkpoint->disks && disks_behind(checkpoint->disks));
+    bool behind =
+        waiting || checkpoint->compare_next || (checkpoint->disks && disks_behind(checkpoint->disks));
     struct disks_stats disks = {0};
     if (checkpoint->disks)
         disks_get_stats(checkpoint->disks, &disks);
@@ -376,9 +377,13 @@ void checkpoint_start_round(struct checkpoint *checkpoint)
 {
     /* A round that lanes did not finish is not on the standby, whatever the caller believes. */
     plan_close(&checkpoint->plan);
+    bool compare = checkpoint->compare_next;
     if (!checkpoint->plan.complete)
         checkpoint_abandoned(checkpoint);
     begin_session(checkpoint);
+    checkpoint->compare_next = false;
+    if (compare)
+        known_begin(checkpoint->known, &checkpoint->pending);
     plan_rearm(&checkpoint->plan);
     if (checkpoint->disks)
         disks_session(checkpoint->disks);
@@ -488,6 +493,7 @@ void checkpoint_abandoned(struct checkpoint *checkpoint)
     pageset_clear(&checkpoint->inflight);
     if (checkpoint->known)
         known_abandon(checkpoint->known, &checkpoint->pending);
+    checkpoint->compare_next = false;
     pace_restart(&checkpoint->pace);
 }
 
@@ -502,8 +508,7 @@ void checkpoint_cancel(struct checkpoint *checkpoint)
 
 void checkpoint_compare_memory(struct checkpoint *checkpoint)
 {
-    if (checkpoint->known)
-        known_begin(checkpoint->known, &checkpoint->pending);
+    checkpoint->compare_next = checkpoint->known != NULL;
 }
 
 void checkpoint_page_sums(struct checkpoint *checkpoint, const struct message_page_sums *sums)

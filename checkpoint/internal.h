@@ -48,6 +48,7 @@ struct checkpoint {
     bool delta_on;                  /* this session may send changes: the cache is kept */
     bool delta_bases;               /* and does, since the standby has acknowledged an epoch of it */
     struct known *known;            /* NULL: nobody can be asked; has its own lock */
+    bool compare_next;              /* owner's thread: the next round begins with known_begin() */
     struct disks *disks;            /* NULL: the guest has none; has its own lock */
     struct disk_records disk_round; /* cut, not published yet */
 
