@@ -175,6 +175,8 @@ def test_old_primary_lives(run):
         process.signal(signal.SIGCONT)
     wait_reprotected(pair, "beta")
     check(pair.qemu.wait(20) == 0, "the old guest is still there", pair.story)
+    copy = pair.status("beta")["initial_copy"]
+    check(copy["known_bytes"] >= 8 * MIB, f"its memory was of no use: {copy}", pair.story)
     wait_events(pair, "alpha", "yielded", "reprotecting", "started", "protected")
     fail_over(pair, "beta")
 
@@ -257,7 +259,7 @@ def test_memory_is_compared_on_a_slow_link(run):
 
 def test_wrong_memory_is_healed(run):
     """What is left behind may be anything: somebody wrote into it, and what he wrote is not the guest's."""
-    pair = run.pair(memory=192, load=NOISE, reprotect="auto").up()
+    pair = run.pair(memory=192, load=NOISE, reprotect="auto", shared=True).up()
     move(pair, "migrate", "alpha", "--cold")
     wait_for("beta is turned away", 30, lambda: "is kept" in (pair.status("beta") or {}).get("reason", ""), pair.story)
     planted = 0
