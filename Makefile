@@ -22,7 +22,8 @@ $(BUILD)/build.ninja: | dependencies
 build: dependencies $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
 
-check: dependencies
+check:
+	@tools/install-dependencies.sh check
 	@tools/check.py --build $(BUILD)
 
 demo: build

@@ -18,7 +18,7 @@ static unsigned bucket_of(uint64_t value)
     return (exponent - 4) * HISTOGRAM_STEPS + step;
 }
 
-static uint64_t bucket_top(unsigned bucket)
+uint64_t histogram_bucket_top(unsigned bucket)
 {
     if (bucket < HISTOGRAM_STEPS)
         return bucket;
@@ -38,6 +38,20 @@ void histogram_add(struct histogram *histogram, uint64_t value)
     histogram->buckets[bucket_of(value)]++;
 }
 
+void histogram_merge(struct histogram *histogram, const struct histogram *from)
+{
+    if (from->count == 0)
+        return;
+    if (histogram->count == 0 || from->min < histogram->min)
+        histogram->min = from->min;
+    if (from->max > histogram->max)
+        histogram->max = from->max;
+    histogram->count += from->count;
+    histogram->sum += from->sum;
+    for (unsigned bucket = 0; bucket < HISTOGRAM_BUCKETS; bucket++)
+        histogram->buckets[bucket] += from->buckets[bucket];
+}
+
 uint64_t histogram_percentile(const struct histogram *histogram, double percent)
 {
     if (histogram->count == 0)
@@ -49,9 +63,19 @@ uint64_t histogram_percentile(const struct histogram *histogram, double percent)
     for (unsigned bucket = 0; bucket < HISTOGRAM_BUCKETS; bucket++) {
         seen += histogram->buckets[bucket];
         if (seen >= wanted) {
-            uint64_t top = bucket_top(bucket);
+            uint64_t top = histogram_bucket_top(bucket);
             return top < histogram->max ? top : histogram->max;
         }
     }
     return histogram->max;
+}
+
+uint64_t histogram_at_most(const struct histogram *histogram, uint64_t value)
+{
+    uint64_t seen = 0;
+    if (value >= histogram->max)
+        return histogram->count;
+    for (unsigned bucket = 0; bucket < HISTOGRAM_BUCKETS && histogram_bucket_top(bucket) <= value; bucket++)
+        seen += histogram->buckets[bucket];
+    return seen;
 }

@@ -20,8 +20,18 @@ struct histogram {
 void histogram_reset(struct histogram *histogram);
 void histogram_add(struct histogram *histogram, uint64_t value);
 
+/* Add everything that `from` has seen. */
+void histogram_merge(struct histogram *histogram, const struct histogram *from);
+
+/* The largest value that is counted in this bucket. */
+uint64_t histogram_bucket_top(unsigned bucket);
+
 /* The smallest recorded value (rounded up to its step, never above max) that `percent` of all values do not
  * exceed. 0 when empty. */
 uint64_t histogram_percentile(const struct histogram *histogram, double percent);
+
+/* How many of the recorded values are certainly at most `value`: those of the step in which it lies are not,
+ * as long as a larger one was recorded. Never decreases with `value`. */
+uint64_t histogram_at_most(const struct histogram *histogram, uint64_t value);
 
 #endif

@@ -190,7 +190,7 @@ int ceiling_run(struct worker *worker, struct sample *ret_sample)
             r = open_stream(worker, &streams[i]);
     }
     if (r == 0)
-        r = worker_meet(worker, 0, NULL);
+        r = worker_start(worker);
     uint64_t start_ns = clock_now_ns(), cpu_ns = clock_cpu_ns();
     if (r == 0)
         r = run_streams(streams, lanes);

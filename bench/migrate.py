@@ -18,7 +18,6 @@ sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURC
 import frame  # noqa: E402
 import migrate_moves as moves  # noqa: E402
 import migrate_report as report  # noqa: E402
-import protect_report  # noqa: E402
 
 
 def boot(run, options, memory_mib, dirty, row):
@@ -32,7 +31,7 @@ def boot(run, options, memory_mib, dirty, row):
     return guest
 
 
-def one_move(guest, name, variant, say):
+def one_move(guest, name, number, variant, say):
     """Moves the guest; returns it, or None when it did not survive."""
     try:
         move = guest.move(name)
@@ -45,7 +44,7 @@ def one_move(guest, name, variant, say):
         guest.close()
         return None
     else:
-        variant["moves"].append(move)
+        variant["moves"].append({"round": number, **move})
         say(f"{move['total_s']:.2f} s, down {move['downtime_ms']:.1f} ms")
     return guest
 
@@ -61,7 +60,7 @@ def measure_row(run, options, screen, memory_mib, dirty):
             for name in options.variants:
                 guest = guest or boot(run, options, memory_mib, dirty, row)
                 time.sleep(options.settle)
-                guest = one_move(guest, name, row["variants"][name], lambda text: screen.say(
+                guest = one_move(guest, name, number, row["variants"][name], lambda text: screen.say(
                     f"round {number + 1}, {report.NAMES[name]}: {text}"))
     finally:
         if guest:
@@ -71,14 +70,11 @@ def measure_row(run, options, screen, memory_mib, dirty):
 
 
 def measure(run, options, screen):
-    result = {"environment": protect_report.environment(),
-              "options": {key: getattr(options, key) for key in ("memory", "dirty", "rounds", "max_downtime", "lanes",
-                                                                 "variants", "settle", "timeout")}, "rows": []}
+    rows = []
     for memory_mib in options.memory:
         for dirty in [0] * (not options.no_idle) + [options.dirty] * bool(options.dirty):
-            result["rows"].append(measure_row(run, options, screen, memory_mib, dirty))
-    result["environment"]["load_average_after"] = os.getloadavg()
-    return result
+            rows.append(measure_row(run, options, screen, memory_mib, dirty))
+    return {"rows": rows}
 
 
 def size(text):
@@ -110,47 +106,43 @@ def variants(text):
     return names
 
 
-def number(least, most):
-    def parse(text):
-        value = int(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} to {most}")
-        return value
-    return parse
-
-
 def parse_options(argv):
     parser = argparse.ArgumentParser(prog="understudy bench migrate", description=(
         "Boots a guest between two hosts that are network namespaces of this machine and moves it to and fro: with "
         "`understudy migrate` (TLS 1.3) and with QEMU's own migration, plain, with multifd, with TLS, and with both. Needs "
         "root and what tools/install-dependencies.sh installs."))
-    parser.add_argument("--memory", type=sizes, default=[1024], metavar="SIZE[,SIZE...]",
+    parser.add_argument("--memory", type=sizes, metavar="SIZE[,SIZE...]",
                         help="the guest's memory; a guest for each (default 1G)")
-    parser.add_argument("--dirty", type=rate, default=100_000_000, metavar="RATE",
+    parser.add_argument("--dirty", type=rate, metavar="RATE",
                         help="bytes a second that the guest writes in the second part of each size; 0: none (default 100M)")
     parser.add_argument("--no-idle", action="store_true", help="leave out the guest that writes nothing")
-    parser.add_argument("--rounds", type=number(1, 100), default=3, metavar="N", help="moves by each variant (default 3)")
-    parser.add_argument("--max-downtime", type=number(1, 10000), default=50, metavar="MS",
+    parser.add_argument("--rounds", type=frame.number(1, 100), metavar="N", help="moves by each variant (default 3)")
+    parser.add_argument("--max-downtime", type=frame.number(1, 10000), default=50, metavar="MS",
                         help="what both are told to keep (default 50)")
-    parser.add_argument("--lanes", type=number(1, 16), default=2, metavar="N",
+    parser.add_argument("--lanes", type=frame.number(1, 16), default=2, metavar="N",
                         help="our TLS connections, and QEMU's multifd channels (default 2)")
     parser.add_argument("--variants", type=variants, default=list(moves.VARIANTS), metavar="NAME[,NAME...]",
                         help=f"of {', '.join(moves.VARIANTS)} (default all)")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false",
                         help="count the first move of a guest, too; else one by us comes before")
+    parser.add_argument("--quick", action="store_true", help="128M, 2M a second and one round, unless said otherwise")
     parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="rest before each move (default 1)")
-    parser.add_argument("--timeout", type=number(1, 3600), default=120, metavar="S", help="bound on one move (default 120)")
-    parser.add_argument("--json", metavar="OUT", help="write everything, with raw values, to this file; - for stdout")
-    parser.add_argument("--build", metavar="DIR", default="build",
-                        help="where the guest's images are made and kept (default: the build directory; installed: "
-                             "/var/cache/understudy)")
-    parser.add_argument("--understudy", metavar="PROGRAM", help="the program to measure (default: DIR/understudy)")
-    return parser.parse_args(argv)
+    parser.add_argument("--timeout", type=frame.number(1, 3600), default=120, metavar="S", help="bound on one move (default 120)")
+    frame.add_outputs(parser)
+    frame.add_programs(parser)
+    options = parser.parse_args(argv)
+    options.memory = options.memory or [128 if options.quick else 1024]
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    if options.dirty is None:
+        options.dirty = 2_000_000 if options.quick else 100_000_000
+    return options
 
 
 def main():
     missing = [name for name in ("qemu-system-x86_64", "ip", "nsenter") if not shutil.which(name)]
-    return frame.run("migrate", parse_options(sys.argv[1:]), "network namespaces", missing, measure, report.table)
+    keys = "memory", "dirty", "no_idle", "rounds", "max_downtime", "lanes", "variants", "warm_up", "settle", "timeout"
+    return frame.run("migrate", parse_options(sys.argv[1:]), keys, "network namespaces", missing, measure, report.describe,
+                     report.table)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ for everybody is measured at those, by one clock:
     └──────────────────── total ──────────────────────────────┘
     last tick on the source's console ──► first tick on the destination's: the gap, with a resolution of a tick
 
-and the bytes at the hosts' wire. The order comes before the destination's QEMU is started, whoever starts it. What each
-engine says of itself stands beside it.
+and the bytes at the hosts' wire, and the processor time and memory of what is at work on each side: QEMU without the
+threads that run the guest, and our engine. A guest's own slowness (faults on protected pages) is not in it. The order comes
+before the destination's QEMU is started, whoever starts it. What each engine says of itself stands beside it.
 """
 import itertools
 import json
@@ -26,6 +27,7 @@ import struct
 import threading
 import time
 
+import costs
 from processes import Process, alive, tail
 from qmp import Qmp
 from understudy_test import ALPHA, BETA, PORT, UUID, check, has_hardware_virtualisation, wait_for
@@ -199,6 +201,9 @@ class Guest:
         """One move; a dictionary of what was measured."""
         source, place, host = self.place, self.new_place(), OTHER[self.host]
         before = self.wire_bytes()
+        pid = self.monitor.pid()
+        costs.reset_peak(pid)
+        spent = self.own_cpu_s(self.monitor)
         mover = Engine(self, place, host) if variant == "understudy" else Qemu(self, place, host, *QEMU_VARIANTS[variant])
         try:
             told, ordered, arrived = mover.move()
@@ -206,6 +211,10 @@ class Guest:
             mover.undo()
             self.wait_runs()
             raise
+        cost = {"cpu_source_s": self.own_cpu_s(self.monitor) - spent + mover.source_cpu_s,
+                "cpu_destination_s": self.own_cpu_s(arrived) + mover.destination_cpu_s(),
+                "memory_source_bytes": costs.memory(pid, "VmHWM") + mover.source_peak,
+                "memory_destination_bytes": costs.memory(arrived.pid(), "VmHWM") + mover.destination_peak()}
         stops, runs = self.monitor.times("STOP"), arrived.times("RESUME")
         check(stops and runs, f"{variant}: no STOP at the source or no RESUME at the destination")
         old, self.monitor, self.place, self.host = self.monitor, arrived, place, host
@@ -223,7 +232,11 @@ class Guest:
         total = runs[0] - ordered
         guest = self.memory_mib << 20
         return {"total_s": total, "downtime_ms": (runs[0] - stops[-1]) * 1000, "console_gap_ms": (first - last) * 1000,
-                "wire_bytes": self.wire_bytes() - before, "throughput_bytes_per_s": guest / total, "told": told}
+                "wire_bytes": self.wire_bytes() - before, "throughput_bytes_per_s": guest / total, **cost, "told": told}
+
+    def own_cpu_s(self, monitor):
+        """Processor seconds of a QEMU so far, those of its guest left out."""
+        return costs.cpu_s(monitor.pid(), [cpu["thread-id"] for cpu in monitor("query-cpus-fast")])
 
     def close(self):
         self.consoles.ending = True
@@ -246,6 +259,13 @@ class Qemu:
     def __init__(self, guest, place, host, multifd, tls):
         self.guest, self.place, self.host, self.multifd, self.tls = guest, place, host, multifd, tls
         self.process = None
+        self.source_cpu_s, self.source_peak = 0.0, 0  # there is no engine beside QEMU
+
+    def destination_cpu_s(self):
+        return 0.0
+
+    def destination_peak(self):
+        return 0
 
     def credentials(self, monitor, host, endpoint):
         """The engine's own certificates, under the names that QEMU wants."""
@@ -318,7 +338,14 @@ class Engine:
 
     def __init__(self, guest, place, host):
         self.guest, self.place, self.host, self.source = guest, place, host, OTHER[host]
-        self.standby = None
+        self.standby, self.standby_cpu_s = None, 0.0
+        self.source_cpu_s, self.source_peak = 0.0, 0
+
+    def destination_cpu_s(self):
+        return costs.cpu_s(self.standby.pid) - self.standby_cpu_s
+
+    def destination_peak(self):
+        return costs.memory(self.standby.pid, "VmHWM")
 
     def config(self):
         guest, pki, directory = self.guest, self.guest.run.pki(), self.guest.path(self.place, "d")
@@ -340,10 +367,11 @@ class Engine:
                                os.path.join(run.logs, f"{self.place}-standby.log"), run.network(self.host))
         wait_for("the standby", 20, lambda: run.us("status", config, "--host", self.host, expect=None)[2] == 0)
         self.guest.monitor.events.clear()
+        self.standby_cpu_s = costs.cpu_s(self.standby.pid)
         ordered = time.time()
         command, said = self.start(config)
         destination = self.guest.look_at(self.place)  # before the guest runs there
-        code = command.wait(self.guest.options.timeout + 60)
+        code, self.source_cpu_s, self.source_peak = costs.wait(command, self.guest.options.timeout + 60)
         commanded = time.time() - ordered
         with open(said) as file:
             out = file.read()

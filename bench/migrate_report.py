@@ -2,7 +2,10 @@
 """What `understudy bench migrate` says of what it measured: medians, ratios, a table."""
 import statistics
 
-MEASURES = ("total_s", "downtime_ms", "console_gap_ms", "wire_bytes", "throughput_bytes_per_s")
+from figures import quotients, sparkline
+
+MEASURES = ("total_s", "downtime_ms", "console_gap_ms", "wire_bytes", "throughput_bytes_per_s", "cpu_source_s",
+            "cpu_destination_s", "memory_source_bytes", "memory_destination_bytes")
 NAMES = {"understudy": "understudy (TLS 1.3)", "qemu": "QEMU", "qemu-multifd": "QEMU, multifd", "qemu-tls": "QEMU, TLS",
          "qemu-multifd-tls": "QEMU, multifd + TLS"}
 
@@ -44,6 +47,45 @@ def summarise(row):
             "wire_bytes": ratio(ours["wire_bytes"], other["wire_bytes"])}
 
 
+# (name, in words, unit, key of a move, what it is divided by)
+FIGURES = (("total", "total time", "s", "total_s", None), ("downtime", "downtime", "ms", "downtime_ms", None),
+           ("gap", "gap on the console", "ms", "console_gap_ms", None), ("wire", "bytes on the wire", "B", "wire_bytes", None),
+           ("cpu_source", "processor time, source", "s/GB", "cpu_source_s", 1e9),
+           ("cpu_destination", "processor time, destination", "s/GB", "cpu_destination_s", 1e9),
+           ("memory_source", "most memory, source", "B", "memory_source_bytes", None),
+           ("memory_destination", "most memory, destination", "B", "memory_destination_bytes", None))
+
+
+def by_round(row, name, key, per):
+    """{round: value}; what is `per` bytes is divided by the guest's memory."""
+    return {move["round"]: move[key] * (per / row["memory_bytes"] if per else 1) for move in row["variants"][name]["moves"]}
+
+
+def load_of(row):
+    load = f"dirtying {row['dirty_bytes_per_s'] / 1e6:.0f} MB/s" if row["dirty_bytes_per_s"] else "idle"
+    return (f"{row['memory_bytes'] / 2**30:g} GiB, {load}",
+            f"{row['memory_bytes'] >> 20}m-{row['dirty_bytes_per_s'] or 'idle'}")
+
+
+def describe(result, own):
+    """Figures of each row and variant, ours against each of QEMU's round by round, and the parts of our downtimes."""
+    for row in own["rows"]:
+        words, tag = load_of(row)
+        for key, title, unit, field, per in FIGURES:
+            ours = by_round(row, "understudy", field, per) if "understudy" in row["variants"] else {}
+            for name in row["variants"]:
+                values = by_round(row, name, field, per)
+                result.figure(f"{tag}.{name}.{key}", f"{words}: {title}, {NAMES[name]}", unit, "lower", list(values.values()),
+                              f"{words}: {title}", "ours" if name == "understudy" else "peer")
+                if name != "understudy" and key in ("total", "downtime", "wire", "cpu_source", "cpu_destination"):
+                    both = [number for number in ours if number in values]
+                    result.ratio(f"{tag}.understudy.{key}", f"{tag}.{name}.{key}", f"{words}: {title}, ours to {NAMES[name]}",
+                                 "lower", quotients([ours[n] for n in both], [values[n] for n in both]), "peer")
+        moves = row["variants"].get("understudy", {"moves": []})["moves"]
+        result.timeline(f"{words}: our downtime", "ms", [
+            (f"round {move['round'] + 1}", list((move["told"].get("downtime_parts_ms") or {}).items())) for move in moves])
+
+
 def cell(value, form, width):
     return f"{'-' if value is None else format(value, form):>{width}}"
 
@@ -59,17 +101,18 @@ def variant_line(name, variant, ratios):
             f"{cell(of['told']['downtime_ms'], '.1f', 8)}{cell(of['console_gap_ms'], '.0f', 8)}"
             f"{cell(of['wire_bytes'] / 1e6, '.0f', 9)}{cell(of['throughput_bytes_per_s'] / 1e6, '.0f', 7)}"
             f"{cell(mine.get('total'), '.2f', 9)}{cell(mine.get('told_total'), '.2f', 7)}"
-            f"{cell(mine.get('downtime'), '.2f', 9)}{failed}")
+            f"{cell(mine.get('downtime'), '.2f', 9)}{cell(of['cpu_source_s'], '.2f', 7)}{cell(of['cpu_destination_s'], '.2f', 7)}"
+            f"  {sparkline([move['downtime_ms'] for move in variant['moves']])}{failed}")
 
 
 def row_lines(row):
-    load = f"dirtying {row['dirty_bytes_per_s'] / 1e6:.0f} MB/s" if row["dirty_bytes_per_s"] else "idle"
+    load = load_of(row)[0].partition(", ")[2]
     measured = row["dirty_bytes_per_s_measured"]
     lines = ["", f"{row['memory_bytes'] / 2**30:g} GiB of memory that does not compress, {load}"
              + (f" (QEMU samples {measured / 1e6:.0f})" if row["dirty_bytes_per_s"] else "")
              + f", medians of {row['rounds']}",
              f"  {'':<22}{'total s':>8}{'told':>8}{'down ms':>10}{'max':>8}{'told':>8}{'gap':>8}{'wire MB':>9}{'MB/s':>7}"
-             f"{'total:':>9}{'told:':>7}{'down:':>9}"]
+             f"{'total:':>9}{'told:':>7}{'down:':>9}{'cpu s':>7}{'there':>7}  downtimes"]
     lines += [variant_line(name, variant, row["ratios"]) for name, variant in row["variants"].items()]
     ours = row["variants"].get("understudy", {}).get("median") or {}
     if ours.get("downtime_parts_ms"):
@@ -80,13 +123,13 @@ def row_lines(row):
 
 def table(result):
     where, options = result["environment"], result["options"]
-    lines = [f"{where['cpu']}, {where['cores']} cores, {where['kernel']}, {where['qemu']}, {where['accelerator']}, "
-             f"load {where['load_average_before'][0]:.1f} to {where['load_average_after'][0]:.1f}",
-             f"--max-downtime {options['max_downtime']} ms (QEMU: downtime-limit), {options['lanes']} lanes (QEMU: multifd-channels)"]
+    lines = [f"guest by {where['accelerator']}, load {where['load_average_before'][0]:.1f} to "
+             f"{where['load_average_after'][0]:.1f}", f"--max-downtime {options['max_downtime']} ms (QEMU: downtime-limit), "
+             f"{options['lanes']} lanes (QEMU: multifd-channels)"]
     for row in result["rows"]:
         lines += row_lines(row)
     lines += ["", "total: from the order, the start of the destination's QEMU included, to the guest running there; down: the "
               "source's last", "STOP to the destination's RESUME, as the QEMUs say; told: as the engine or query-migrate says; "
               "gap: between two ticks", "on the guest's console; wire: both ways, headers included; total:, told:, down: "
-              "ours divided by that row's"]
+              "ours divided by that row's;", "cpu s, there: at the source and at the destination, without the guest's own"]
     return "\n".join(lines)

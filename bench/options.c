@@ -58,7 +58,11 @@ static void help(void)
          "                       sent whole and then, in a measurement of its own, as changes (default "
          "spread)\n"
          "  --rounds N           how often all is measured (default 5)\n"
-         "  --json               print the results as JSON\n"
+         "  --vms N              guests at once, each between two processes of its own (default 1)\n"
+         "  --json [OUT]         write the results as JSON to this file; without OUT, or -, to standard "
+         "output\n"
+         "                       instead of the table\n"
+         "  --html OUT           write a page with plots to this file\n"
          "  --help               print this\n\n"
          "GB are 10^9 bytes of guest memory. CPU seconds are of both processes, all threads.");
 }
@@ -114,7 +118,7 @@ static int parse_compression(const char *text, enum checkpoint_compression *ret_
     return error_set(-EINVAL, "--compression: '%s' is not auto, none or lz4", text);
 }
 
-enum { SIZE = 256, LANES, DATA, COMPRESSION, EPOCHS, EPOCH_SIZE, PATTERN, ROUNDS, JSON, HELP };
+enum { SIZE = 256, LANES, DATA, COMPRESSION, EPOCHS, EPOCH_SIZE, PATTERN, ROUNDS, VMS, JSON, HTML, HELP };
 
 static int parse_option(int option, const char *text, struct bench_options *options)
 {
@@ -135,8 +139,13 @@ static int parse_option(int option, const char *text, struct bench_options *opti
         return parse_pattern(text, &options->pattern);
     case COMPRESSION:
         return parse_compression(text, &options->compression);
+    case VMS:
+        return parse_number("vms", text, 1, BENCH_VMS_MAX, &options->vms);
     case JSON:
-        options->json = true;
+        options->json = text ? text : "-";
+        return 0;
+    case HTML:
+        options->html = text;
         return 0;
     case HELP:
         help();
@@ -156,15 +165,27 @@ int bench_options_parse(int argc, char **argv, struct bench_options *ret_options
         {"epoch-size", required_argument, NULL, EPOCH_SIZE},
         {"pattern", required_argument, NULL, PATTERN},
         {"rounds", required_argument, NULL, ROUNDS},
-        {"json", no_argument, NULL, JSON},
+        {"vms", required_argument, NULL, VMS},
+        {"json", optional_argument, NULL, JSON},
+        {"html", required_argument, NULL, HTML},
         {"help", no_argument, NULL, HELP},
         {NULL, 0, NULL, 0},
     };
-    struct bench_options options = {
-        .size_bytes = 1ull << 30, .epoch_bytes = 64ull << 20, .lanes = 2, .epochs = 16, .rounds = 5};
+    struct bench_options options = {.size_bytes = 1ull << 30,
+                                    .epoch_bytes = 64ull << 20,
+                                    .lanes = 2,
+                                    .epochs = 16,
+                                    .rounds = 5,
+                                    .vms = 1};
     optind = 1;
     for (int option; (option = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
-        int r = parse_option(option, optarg, &options);
+        /* `--json OUT`, as the scripts take it: nothing here is no option but OUT. */
+        const char *next = option == JSON && !optarg && optind < argc ? argv[optind] : NULL;
+        if (next && (next[0] != '-' || !next[1]))
+            optind++;
+        else
+            next = optarg;
+        int r = parse_option(option, next, &options);
         if (r)
             return r;
     }

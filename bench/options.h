@@ -11,16 +11,18 @@ enum bench_pattern { BENCH_SPREAD, BENCH_SPARSE };
 struct bench_options {
     uint64_t size_bytes;  /* guest memory */
     uint64_t epoch_bytes; /* dirty in each staged epoch */
-    unsigned lanes, epochs, rounds;
+    unsigned lanes, epochs, rounds, vms;
     enum data_kind data;
     enum bench_pattern pattern;
     enum checkpoint_compression compression;
-    bool json;
+    const char *json; /* NULL: none; "-": standard output, and nothing else there */
+    const char *html; /* NULL: none */
 };
 
 #define BENCH_LANES_MAX  16u
 #define BENCH_EPOCHS_MAX 100000u
 #define BENCH_ROUNDS_MAX 100u
+#define BENCH_VMS_MAX    16u
 
 /* Returns 0, 1 when --help was printed, or -EINVAL with error_text(). */
 int bench_options_parse(int argc, char **argv, struct bench_options *ret_options);

@@ -121,7 +121,7 @@ struct mark {
 
 static int begin(struct primary *primary, struct mark *ret_mark)
 {
-    int r = worker_meet(primary->worker, 0, NULL);
+    int r = worker_start(primary->worker);
     *ret_mark = (struct mark){
         .ns = clock_now_ns(), .cpu_ns = clock_cpu_ns(), .wire_bytes = session_bytes_sent(&primary->session)};
     checkpoint_get_stats(primary->checkpoint, &ret_mark->stats);
@@ -147,9 +147,7 @@ static int end(struct primary *primary, const struct mark *mark, uint64_t guest_
         .pages_raw = stats.pages_raw - mark->stats.pages_raw,
         .pages_lz4 = stats.pages_lz4 - mark->stats.pages_lz4,
         .pages_delta = stats.pages_delta - mark->stats.pages_delta,
-        .pause_p50_ns = histogram_percentile(&primary->pauses, 50),
-        .pause_p99_ns = histogram_percentile(&primary->pauses, 99),
-        .pause_max_ns = primary->pauses.max,
+        .pauses = primary->pauses,
         .memory_bytes = stats.memory_bytes,
     };
     snprintf(sample->tls, sizeof sample->tls, "%s %s", lane.version, lane.cipher);

@@ -69,7 +69,7 @@ static int finish_epoch(struct standby *standby, uint64_t epoch)
 static int measure(struct standby *standby, struct worker *worker, uint64_t first, unsigned count,
                    struct sample *sample)
 {
-    int r = worker_meet(worker, 0, NULL);
+    int r = worker_start(worker);
     uint64_t start_ns = clock_now_ns(), cpu_ns = clock_cpu_ns();
     for (unsigned i = 0; r == 0 && i < count; i++)
         r = finish_epoch(standby, first + i);

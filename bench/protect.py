@@ -15,11 +15,10 @@ Then a guest is killed together with its engine while a client writes over one c
 guest goes on with: the gap is the longest time for which that client had no answer.
 """
 import argparse
-import csv
-import io
 import os
 import shutil
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -27,7 +26,9 @@ import time
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURCE, "bench")]
 import clients  # noqa: E402
+import costs  # noqa: E402
 import frame  # noqa: E402
+import processes  # noqa: E402
 import protect_report as report  # noqa: E402
 import services  # noqa: E402
 from understudy_test import check, wait_for  # noqa: E402
@@ -45,9 +46,16 @@ def make_pair(run, options, tag, **keys):
 
 def redis_benchmark(run, count, requests):
     out = run.outside().command("redis-benchmark", "-h", services.GUEST, "-c", str(count), "-n", str(requests),
-                                "-t", "set", "--csv", seconds=600)[0]
-    row = next(csv.DictReader(io.StringIO(out)))
-    return {key: float(value) for key, value in row.items() if key != "test"}
+                                "-t", "set", seconds=600)[0]
+    return report.parse_redis_benchmark(out)
+
+
+def ask(run, count, requests, rounds):
+    """About as many SETs as are wanted, in equal rounds, none smaller than there are clients."""
+    each = max(requests // rounds, count)
+    found = [redis_benchmark(run, count, each) for _ in range(rounds)]
+    return {"clients": count, "requests": each * rounds, "redis_rounds": found,
+            "redis": {key: statistics.median(one[key] for one in found) for key in found[0] if key != "buckets"}}
 
 
 class Holding(threading.Thread):
@@ -91,27 +99,31 @@ def bytes_by_encoder(before, after):
             "saved_against_whole": grown("delta", "bytes_saved") + grown("same", "bytes_saved")}
 
 
-def unprotected(run, count, requests):
+def unprotected(run, count, requests, rounds):
     began = time.monotonic()
-    result = redis_benchmark(run, count, requests)
-    return {"clients": count, "requests": requests, "seconds": time.monotonic() - began, "redis": result}
+    return {**ask(run, count, requests, rounds), "seconds": time.monotonic() - began}
 
 
-def protected(run, pair, count, requests, **keys):
+def spent(pair):
+    return {host: costs.cpu_s(pair.engines[host].pid) for host in ("alpha", "beta")}
+
+
+def protected(run, pair, count, requests, rounds, **keys):
     """One row: engines of its own, so that their distributions are of this row."""
     pair.write_config(**keys)
     pair.standby()
     pair.protect()
     pair.wait_epochs(2)
     with Holding(pair) as holding:
-        before, began = holding.look(), time.monotonic()
-        result = redis_benchmark(run, count, requests)
-        seconds, after = time.monotonic() - began, holding.look()
+        before, cpu, began = holding.look(), spent(pair), time.monotonic()
+        asked = ask(run, count, requests, rounds)
+        seconds, cpu_after, after = time.monotonic() - began, spent(pair), holding.look()
     check(not holding.broken, f"not held and protected while it was measured: {holding.broken}", pair.story)
     encoded = bytes_by_encoder(before, after)
     wire = after["wire_bytes"] - before["wire_bytes"]
-    row = {"clients": count, "requests": requests, "seconds": seconds, "redis": result, "keys": keys,
-           "wire_bytes": wire, "wire_bytes_per_s": wire / seconds, "wire_bytes_per_request": wire / requests,
+    row = {**asked, "seconds": seconds, "keys": keys, "cpu_s": {host: cpu_after[host] - cpu[host] for host in cpu},
+           "memory_bytes": {host: processes.rss(pair.engines[host].pid) for host in cpu},
+           "wire_bytes": wire, "wire_bytes_per_s": wire / seconds, "wire_bytes_per_request": wire / asked["requests"],
            "encoders": encoded,
            "delta_factor_computed": (wire + encoded["saved_against_whole"]) / wire,
            "disk_payload_bytes": after["disks"]["payload_bytes"] - before["disks"]["payload_bytes"],
@@ -145,27 +157,27 @@ def set_fsync(pair, how):
 
 def measure_cost(run, options, screen):
     """The rows with many clients and with one, all of one guest."""
-    rows, many = {}, options.clients
+    rows, many, rounds = {}, options.clients, options.rounds
     alone = max(options.requests // 50, 100)
     # Between two namespaces no compression pays, and `auto` finds that out; between two machines it does. With lz4
     # in every row, the row without delta differs in nothing else.
     pair = make_pair(run, options, "cost", takeover="manual", detect="2s", eager="no", compression="lz4")
-    screen.say(f"booting the guest ({MEMORY_MIB} MiB, {report.accelerator()})")
+    screen.say(f"booting the guest ({MEMORY_MIB} MiB, {frame.accelerator()})")
     pair.start_guest(ticks=1).wait_ready("redis")
-    unprotected(run, many, min(options.requests, 2000))  # an interpreted guest is slow the first time
+    unprotected(run, many, min(options.requests, 2000), 1)  # an interpreted guest is slow the first time
     screen.say(f"{many} clients, fsync {options.fsync}: unprotected")
-    rows["unprotected"] = unprotected(run, many, options.requests)
+    rows["unprotected"] = unprotected(run, many, options.requests, rounds)
     screen.say(f"{many} clients: protected every {options.interval} ms")
-    rows["protected"] = protected(run, pair, many, options.requests, eager="no", delta_memory="64MiB")
+    rows["protected"] = protected(run, pair, many, options.requests, rounds, eager="no", delta_memory="64MiB")
     screen.say(f"{many} clients: protected, pages always whole (delta-memory = 0)")
-    rows["whole-pages"] = protected(run, pair, many, options.requests, eager="no", delta_memory="0")
+    rows["whole-pages"] = protected(run, pair, many, options.requests, rounds, eager="no", delta_memory="0")
     set_fsync(pair, "everysec")
     screen.say("1 client, fsync everysec: unprotected")
-    rows["one-unprotected"] = unprotected(run, 1, alone * 2)
+    rows["one-unprotected"] = unprotected(run, 1, alone * 2, rounds)
     screen.say("1 client: protected, fixed interval")
-    rows["one-fixed"] = protected(run, pair, 1, alone, eager="no", delta_memory="64MiB")
+    rows["one-fixed"] = protected(run, pair, 1, alone, rounds, eager="no", delta_memory="64MiB")
     screen.say("1 client: protected, eager")
-    rows["one-eager"] = protected(run, pair, 1, alone, eager="yes")
+    rows["one-eager"] = protected(run, pair, 1, alone, rounds, eager="yes")
     pair.qemu.kill()
     return rows
 
@@ -201,23 +213,12 @@ def measure_takeover(run, options, number):
 
 
 def measure(run, options, screen):
-    result = {"environment": report.environment(), "options": report.options_of(options), "rows": {}, "takeovers": []}
-    result["rows"] = measure_cost(run, options, screen)
+    result = {"rows": measure_cost(run, options, screen), "takeovers": []}
     for number in range(options.kills):
         screen.say(f"takeover {number + 1} of {options.kills}: kill -9 of QEMU and engine, detect = {DETECT}")
         result["takeovers"].append(measure_takeover(run, options, number))
-    result["environment"]["load_average_after"] = os.getloadavg()
     result["summary"] = report.summary(result)
     return result
-
-
-def number(least, most):
-    def parse(text):
-        value = int(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} to {most}")
-        return value
-    return parse
 
 
 def parse_options(argv):
@@ -226,20 +227,19 @@ def parse_options(argv):
         "from outside with redis-benchmark (SET): unprotected, protected with a fixed interval, with pages always "
         "whole, with one client, and eager; then kills it under a client. Needs root and what "
         "tools/install-dependencies.sh installs. The guest is made once, from Debian's packages."))
-    parser.add_argument("--clients", type=number(2, 500), default=50, metavar="N", help="connections (default 50)")
-    parser.add_argument("--requests", type=number(200, 10000000), metavar="N",
+    parser.add_argument("--clients", type=frame.number(2, 500), default=50, metavar="N", help="connections (default 50)")
+    parser.add_argument("--requests", type=frame.number(200, 10000000), metavar="N",
                         help="SETs of a row; a fiftieth with one client (default 5000)")
-    parser.add_argument("--interval", type=number(1, 1000), default=25, metavar="MS",
+    parser.add_argument("--interval", type=frame.number(1, 1000), default=25, metavar="MS",
                         help="time between checkpoints (default 25)")
     parser.add_argument("--fsync", default="always", choices=("always", "everysec"),
                         help="of the append-only file, with many clients (default always)")
-    parser.add_argument("--kills", type=number(0, 100), metavar="N", help="takeovers (default 3)")
+    parser.add_argument("--kills", type=frame.number(0, 100), metavar="N", help="takeovers (default 3)")
+    parser.add_argument("--rounds", type=frame.number(1, 100), default=5, metavar="N",
+                        help="parts in which each row's requests are sent; a sample each (default 5)")
     parser.add_argument("--quick", action="store_true", help="2000 requests and one takeover")
-    parser.add_argument("--json", metavar="OUT", help="write everything, with raw values, to this file; - for stdout")
-    parser.add_argument("--build", metavar="DIR", default="build",
-                        help="where the guest's images are made and kept (default: the build directory; installed: "
-                             "/var/cache/understudy)")
-    parser.add_argument("--understudy", metavar="PROGRAM", help="the program to measure (default: DIR/understudy)")
+    frame.add_outputs(parser)
+    frame.add_programs(parser)
     options = parser.parse_args(argv)
     options.requests = options.requests or (2000 if options.quick else 5000)
     options.kills = (1 if options.quick else 3) if options.kills is None else options.kills
@@ -252,8 +252,9 @@ def missing():
 
 
 def main():
-    return frame.run("protect", parse_options(sys.argv[1:]), "network namespaces, bridges and taps", missing(), measure,
-                     report.table)
+    keys = "clients", "requests", "rounds", "interval", "fsync", "kills", "quick"
+    return frame.run("protect", parse_options(sys.argv[1:]), keys, "network namespaces, bridges and taps", missing(), measure,
+                     report.describe, report.table)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `understudy bench protect` says of what it measured: ratios, a table, the machine."""
-import os
 import re
 import statistics
-import subprocess
-import time
 
-from understudy_test import has_hardware_virtualisation
+import figures
 
 
-class Screen:
-    """Progress, apart from the results."""
-
-    def __init__(self, to):
-        self.to, self.began = to, time.monotonic()
-
-    def say(self, text):
-        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", file=self.to, flush=True)
+ROWS = {"unprotected": "unprotected", "protected": "protected", "whole-pages": "pages always whole",
+        "one-unprotected": "1 client, unprotected", "one-fixed": "1 client, fixed interval", "one-eager": "1 client, eager"}
+REDIS = (("rps", "SET/s", "1/s", "higher"), ("p50_latency_ms", "latency p50", "ms", "lower"),
+         ("p99_latency_ms", "latency p99", "ms", "lower"))
 
 
-def accelerator():
-    return "kvm" if has_hardware_virtualisation() else "tcg"
+def parse_redis_benchmark(text):
+    """What redis-benchmark (7.0) says of one test: {"rps", "avg_latency_ms", "min_...", "p50_...", "p95_...", "p99_...",
+    "max_latency_ms", "buckets": [[milliseconds, requests]]}. It tells two cumulative distributions, of some percentiles and of
+    round times; both together are the finest that it has."""
+    rate = re.search(r"throughput summary: ([\d.]+) requests per second", text)
+    summary = re.search(r"latency summary \(msec\):\s+avg +min +p50 +p95 +p99 +max\s+([\d. ]+)", text)
+    seen = {float(top): int(count) for top, count in
+            re.findall(r"% <= ([\d.]+) milliseconds \(cumulative count (\d+)\)", text)}
+    if not rate or not summary or not seen:
+        raise AssertionError(f"redis-benchmark says nothing that is understood:\n{text[-2000:]}")
+    found = {"rps": float(rate.group(1)), "buckets": []}
+    found.update(zip((f"{key}_latency_ms" for key in ("avg", "min", "p50", "p95", "p99", "max")),
+                     map(float, summary.group(1).split())))
+    before = 0
+    for top in sorted(seen):
+        if seen[top] > before:
+            found["buckets"].append([top, seen[top] - before])
+            before = seen[top]
+    return found
 
 
-def environment():
-    with open("/proc/cpuinfo") as file:
-        model = re.search(r"^model name\s*:\s*(.*)$", file.read(), re.M)
-    version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, timeout=20).stdout
-    return {"cpu": model.group(1) if model else "unknown", "cores": len(os.sched_getaffinity(0)),
-            "kernel": " ".join(os.uname()[:3:2]), "qemu": version.partition("\n")[0],
-            "accelerator": accelerator(), "load_average_before": os.getloadavg()}
+def latencies(row):
+    """Of all requests of a row's rounds."""
+    rounds = row["redis_rounds"]
+    return figures.joined([one["buckets"] for one in rounds], min(one["min_latency_ms"] for one in rounds),
+                          max(one["max_latency_ms"] for one in rounds))
 
 
-def options_of(options):
-    return {key: getattr(options, key) for key in ("clients", "requests", "interval", "fsync", "kills", "quick")}
+def describe(result, own):
+    """Each row's rounds, ratios to the unprotected row round by round, what the engines say and cost, and the takeovers."""
+    for name, title in ROWS.items():
+        row, base = own["rows"][name], "one-unprotected" if name.startswith("one") else "unprotected"
+        crowd = "1 client" if name.startswith("one") else "many clients"
+        for key, words, unit, better in REDIS:
+            samples = [one[key] for one in row["redis_rounds"]]
+            tag = key.removesuffix("_latency_ms")
+            result.figure(f"{name}.{tag}", f"{title}: {words}", unit, better, samples, f"{crowd}: {words}",
+                          "base" if name == base else "ours")
+            if name != base and key != "p99_latency_ms":
+                result.ratio(f"{name}.{tag}", f"{base}.{tag}", f"{title}: {words}, to unprotected", better,
+                             figures.quotients(samples, [one[key] for one in own["rows"][base]["redis_rounds"]]), "base")
+        result.histogram(f"{name}.latency", f"{title}: latency of every SET", "ms", "lower", latencies(row))
+        if name != base:
+            describe_engine(result, name, title, row)
+    gaps = [one["gap_ms"] for one in own["takeovers"]]
+    result.figure("takeover.gap", "takeover: a client's gap", "ms", "lower", gaps)
+    result.timeline("takeover, from the last sign of the primary", "ms", [
+        (f"kill {number + 1}", takeover_parts(one["takeover_ms"])) for number, one in enumerate(own["takeovers"])])
+
+
+def describe_engine(result, name, title, row):
+    gigabytes, checkpoints = row["wire_bytes"] / 1e9, max(row["checkpoints"], 1)
+    for key in "p50", "p99", "max":
+        result.figure(f"{name}.pause_{key}", f"{title}: pause, {key}", "ms", "lower", [row["pause_ms"][key]], f"pause, {key}")
+    result.figure(f"{name}.wire", f"{title}: bytes on the wire for a SET", "B", "lower", [row["wire_bytes_per_request"]],
+                  "bytes on the wire for a SET")
+    for host, side in ("alpha", "primary"), ("beta", "standby"):
+        result.figure(f"{name}.cpu_{side}", f"{title}: processor time for a GB on the wire, {side}", "s/GB", "lower",
+                      [row["cpu_s"][host] / gigabytes], f"processor time for a GB on the wire, {side}")
+        result.figure(f"{name}.cpu_checkpoint_{side}", f"{title}: processor time of a checkpoint, {side}", "ms", "lower",
+                      [1000 * row["cpu_s"][host] / checkpoints], f"processor time of a checkpoint, {side}")
+        result.figure(f"{name}.memory_{side}", f"{title}: memory of the engine, {side}", "B", "lower",
+                      [row["memory_bytes"][host]], f"memory of the engine, {side}")
+
+
+def takeover_parts(told):
+    """What `status` tells of a takeover, in its order."""
+    return [(name, told[name]) for name in ("detect", "arbitrate", "apply", "load", "run")]
 
 
 def ratio(a, b):
@@ -74,14 +120,17 @@ def summary(result):
 def redis_line(name, row, base):
     of = row["redis"]
     return (f"  {name:<22}{of['rps']:>9.0f}{ratio(of['rps'], base['rps']):>9.3f}{of['p50_latency_ms']:>10.2f}"
-            f"{of['p99_latency_ms']:>10.2f}{of['p50_latency_ms'] - base['p50_latency_ms']:>+12.2f}")
+            f"{of['p99_latency_ms']:>10.2f}{of['p50_latency_ms'] - base['p50_latency_ms']:>+12.2f}  "
+            f"{figures.sparkline([one['rps'] for one in row['redis_rounds']])}")
 
 
 def engine_line(name, row):
     delay = row["output"]["delay_ms"]
+    here, there = (1000 * row["cpu_s"][host] / max(row["checkpoints"], 1) for host in ("alpha", "beta"))
     return (f"  {name:<22}{row['wire_bytes_per_s'] / 1e6:>8.2f}{row['wire_bytes_per_request'] / 1e3:>8.2f}"
             f"{row['checkpoints_per_s']:>8.1f}{row['pause_ms']['p50']:>8.2f}{row['pause_ms']['p99']:>8.2f}"
-            f"{row['dirty_pages']['p50']:>8.0f}{delay['p50']:>9.2f}{delay['p99']:>9.2f}")
+            f"{row['dirty_pages']['p50']:>8.0f}{delay['p50']:>9.2f}{delay['p99']:>9.2f}"
+            f"{here:>8.2f}{there:>7.2f}")
 
 
 def encoder_line(name, row):
@@ -99,9 +148,8 @@ def table(result):
     options = result["options"]
     many = [("protected", "protected"), ("pages always whole", "whole-pages")]
     one = [("fixed interval", "one-fixed"), ("eager", "one-eager")]
-    head = f"  {'':<22}{'SET/s':>9}{'ratio':>9}{'p50 ms':>10}{'p99 ms':>10}{'p50 added':>12}"
-    lines = [f"{where['cpu']}, {where['cores']} cores, {where['kernel']}, {where['qemu']}, {where['accelerator']}, "
-             f"load {where['load_average_before'][0]:.1f} to {where['load_average_after'][0]:.1f}", "",
+    head = f"  {'':<22}{'SET/s':>9}{'ratio':>9}{'p50 ms':>10}{'p99 ms':>10}{'p50 added':>12}  SET/s, rounds"
+    lines = [f"guest by {where['accelerator']}, load {where['load_average_before'][0]:.1f} to {where['load_average_after'][0]:.1f}", "",
              f"Redis, fsync {options['fsync']}, {options['clients']} clients, a checkpoint every "
              f"{options['interval']} ms", head,
              redis_line("unprotected", rows["unprotected"], rows["unprotected"]["redis"])]
@@ -110,7 +158,8 @@ def table(result):
               redis_line("unprotected", rows["one-unprotected"], rows["one-unprotected"]["redis"])]
     lines += [redis_line(name, rows[key], rows["one-unprotected"]["redis"]) for name, key in one]
     lines += ["", "The engine", f"  {'':<22}{'MB/s':>8}{'kB/SET':>8}{'ckpt/s':>8}{'pause50':>8}{'99 ms':>8}{'dirty50':>8}"
-              f"{'delay50':>9}{'99 ms':>9}"]
+              f"{'delay50':>9}{'99 ms':>9}"
+              f"{'cpu ms':>8}{'there':>7}"]
     lines += [engine_line(f"{rows[key]['clients']} clients, {name}" if key in ("protected", "whole-pages")
                           else f"1 client, {name}", rows[key]) for name, key in many + one]
     lines += ["", "What was on the wire"] + [encoder_line(name, rows[key]) for name, key in many]

@@ -11,10 +11,10 @@
 #include <unistd.h>
 
 /*
- * What is measured with whole guests is measured by scripts, bench/protect.py and bench/migrate.py, which
- * stand on the harness of the integration tests. A program in its build folder uses the scripts of the
- * sources it was built from, and keeps the guest's images in that folder; an installed one uses the scripts
- * that were installed with it, and keeps images with the system's caches.
+ * What is measured with whole guests is measured by scripts, which stand on the harness of the integration
+ * tests; what is done with results is done by scripts, too. A program in its build folder uses the scripts of
+ * the sources it was built from, and keeps the guest's images in that folder; an installed one uses the
+ * scripts that were installed with it, and keeps images with the system's caches.
  */
 
 #define CACHE "/var/cache/understudy"
@@ -47,7 +47,7 @@ static int find_script(const char *name, bool built_here, char *ret_path, size_t
     return -ENOENT;
 }
 
-int bench_script(const char *name, int argc, char **argv)
+int bench_script(const char *name, bool measures, int argc, char **argv)
 {
     char program[PATH_MAX], script[PATH_MAX];
     int r = own_path(program, sizeof program);
@@ -62,13 +62,14 @@ int bench_script(const char *name, int argc, char **argv)
      * win. */
     const char *const own[] = {
         "python3", "-B", script, "--understudy", program, "--build", built_here ? UNDERSTUDY_BUILD : CACHE};
-    cleanup_free const char **words = calloc(array_length(own) + (size_t)argc, sizeof *words);
+    size_t count = measures ? array_length(own) : 3;
+    cleanup_free const char **words = calloc(count + (size_t)argc, sizeof *words);
     if (!words) {
         fprintf(stderr, "understudy bench %s: %s\n", name, strerror(ENOMEM));
         return 1;
     }
-    memcpy(words, own, sizeof own);
-    memcpy(words + array_length(own), argv + 1, (size_t)(argc - 1) * sizeof *words);
+    memcpy(words, own, count * sizeof *own);
+    memcpy(words + count, argv + 1, (size_t)(argc - 1) * sizeof *words);
     execvp(words[0], (char *const *)words);
     fprintf(stderr, "understudy bench %s: python3: %s\n", name, strerror(errno));
     return 1;

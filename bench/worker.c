@@ -47,6 +47,13 @@ int worker_meet(const struct worker *worker, uint64_t mine, uint64_t *ret_other)
     return 0;
 }
 
+int worker_start(const struct worker *worker)
+{
+    if (worker->primary)
+        pthread_barrier_wait(worker->start);
+    return worker_meet(worker, 0, NULL);
+}
+
 int worker_compare(const struct worker *worker, const char *after)
 {
     uint64_t sum = wire_sum(worker->memory, worker->options->size_bytes), other;
@@ -66,7 +73,7 @@ static int prepare(struct worker *worker, const struct tls_files *files)
         return r;
     worker->memory = memory_guest_block(worker->guest, 0);
     if (worker->primary)
-        data_fill(worker->memory, worker->options->size_bytes, worker->options->data, 1);
+        data_fill(worker->memory, worker->options->size_bytes, worker->options->data, 1 + worker->vm);
     return 0;
 }
 

@@ -7,6 +7,7 @@
 #include "transport/tls.h"
 #include "vmm/vmm.h"
 
+#include <pthread.h>
 #include <sys/socket.h>
 
 /*
@@ -22,8 +23,8 @@ struct sample {
     uint64_t guest_bytes, wire_bytes;
     /* the primary's, of the pipeline */
     uint64_t pages_zero, pages_raw, pages_lz4, pages_delta;
-    uint64_t pause_p50_ns, pause_p99_ns, pause_max_ns;
-    uint64_t memory_bytes; /* either side's: what checkpoint or restore holds */
+    struct histogram pauses; /* nanoseconds */
+    uint64_t memory_bytes;   /* either side's: what checkpoint or restore holds */
     char tls[64];
     char text[256];
 };
@@ -31,9 +32,11 @@ struct sample {
 struct worker {
     const struct bench_options *options;
     bool primary;
-    int results_fd; /* samples go here */
-    int peer_fd;    /* the other worker */
-    int listen_fd;  /* standby accepts here */
+    unsigned vm;              /* from 0 */
+    pthread_barrier_t *start; /* of all primaries, in shared memory */
+    int results_fd;           /* samples go here */
+    int peer_fd;              /* the other worker */
+    int listen_fd;            /* standby accepts here */
     struct sockaddr_storage address;
     socklen_t address_length;
     struct tls_context *tls;
@@ -44,6 +47,9 @@ struct worker {
 
 /* Wait until the other worker is here too, and exchange a number. -EPIPE when it is gone. */
 int worker_meet(const struct worker *worker, uint64_t mine, uint64_t *ret_other);
+
+/* worker_meet() before a measurement; of several guests, all begin at the same time. */
+int worker_start(const struct worker *worker);
 
 /* Compare the memory of both; -EBADMSG in both when it differs. */
 int worker_compare(const struct worker *worker, const char *after);

@@ -56,7 +56,7 @@ void plan_open(struct plan *plan, const struct pageset *set, uint64_t direct, ui
     plan->serial++;
     plan->total = set->count;
     plan->limit = plan->direct = direct;
-    plan->taken = plan->done = 0;
+    plan->taken = plan->done = plan->direct_done = 0;
     plan->state_bytes = plan->state_taken = 0;
     plan->open = !plan->cancelled;
     plan->sealed = plan->complete = false;
@@ -109,16 +109,16 @@ int plan_drain(struct plan *plan, uint64_t deadline_ns)
     struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / NS_PER_S),
                                 .tv_nsec = (long)(deadline_ns % NS_PER_S)};
     scope_lock(&plan->lock);
-    while (plan->done < plan->direct) {
+    while (plan->direct_done < plan->direct) {
         if (plan->failure)
             return error_set(plan->failure, "epoch %llu: a lane could not produce its pages",
                              (unsigned long long)plan->epoch);
         if (plan->cancelled)
             return error_set(-ECANCELED, "epoch %llu: the session ended", (unsigned long long)plan->epoch);
         if (pthread_cond_timedwait(&plan->changed, &plan->lock, &deadline) == ETIMEDOUT &&
-            plan->done < plan->direct)
+            plan->direct_done < plan->direct)
             return error_set(-ETIME, "epoch %llu: the lanes carried %llu of %llu pages in time",
-                             (unsigned long long)plan->epoch, (unsigned long long)plan->done,
+                             (unsigned long long)plan->epoch, (unsigned long long)plan->direct_done,
                              (unsigned long long)plan->direct);
     }
     return 0;
@@ -250,6 +250,8 @@ bool plan_done(struct plan *plan, const struct plan_item *item, const struct mes
     plan->totals.bytes += sent->bytes;
     plan->totals.sum += sent->sum;
     plan->done += item->pages;
+    if (item->direct)
+        plan->direct_done += item->pages;
     if (item->pages)
         measure(plan);
     leave(plan);

@@ -60,6 +60,7 @@ struct plan {
     uint32_t round;
     uint64_t serial; /* grows with every plan_open */
     uint64_t total, limit, direct, taken, done;
+    uint64_t direct_done; /* of `done`: only these end the wait of plan_drain() */
     uint64_t state_bytes, state_taken;
     struct disk_records records; /* not taken yet */
     uint64_t next_record;        /* the first one's number */

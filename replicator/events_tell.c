@@ -35,6 +35,7 @@ struct message {
 struct teller {
     const struct config *config;
     struct mailbox *mailbox;
+    struct message *last; /* what ends the thread; made at the start, so that it cannot be missing at the end */
     pthread_t thread;
     bool journal;
     atomic_uint_fast64_t deadline_ns; /* UINT64_MAX: no end in sight */
@@ -171,11 +172,18 @@ int teller_new(struct teller **ret_teller, const struct config *config)
     teller->config = config;
     teller->journal = journal;
     atomic_init(&teller->deadline_ns, UINT64_MAX);
+    teller->last = calloc(1, sizeof *teller->last);
+    if (!teller->last) {
+        free(teller);
+        return error_set(-ENOMEM, "events: out of memory");
+    }
+    teller->last->wake = true;
     r = mailbox_new(&teller->mailbox, QUEUE_MAX);
     if (r == 0 && (r = -pthread_create(&teller->thread, NULL, tell, teller)) < 0)
         r = error_errno(r, "events' thread: create");
     if (r < 0) {
         mailbox_free(teller->mailbox);
+        free(teller->last);
         free(teller);
         return r;
     }
@@ -188,12 +196,9 @@ void teller_free(struct teller *teller)
     if (!teller)
         return;
     atomic_store(&teller->deadline_ns, clock_now_ns() + END_NS);
-    struct message *message = calloc(1, sizeof *message);
-    if (message)
-        message->wake = true;
     /* A full mailbox has the thread awake; it looks at the deadline then. */
-    if (!message || mailbox_post(teller->mailbox, message) < 0)
-        free(message);
+    if (mailbox_post(teller->mailbox, teller->last) < 0)
+        free(teller->last);
     pthread_join(teller->thread, NULL);
     mailbox_free(teller->mailbox);
     free(teller);

@@ -3,6 +3,7 @@
 #include "base/fault.h"
 #include "bench/bench.h"
 #include "replicator/command.h"
+#include "watch/watch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,8 @@ static const struct {
     {"run", command_run, "protect or standby, whichever fits what runs on this host"},
     {"status", command_status, "what the daemon of this host says of the machine"},
     {"events", command_events, "what happened to the machine, and what happens to it"},
+    {"top", command_top, "all machines of this host, live"},
+    {"metrics", command_metrics, "serve figures of all machines of this host to Prometheus"},
     {"takeover", command_takeover, "run the machine here, from its last committed checkpoint"},
     {"migrate", command_migrate, "move the guest to the standby, on purpose"},
     {"switchback", command_switchback, "move the guest back to its home host, on purpose"},

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/clock.h"
+#include "base/scope.h"
 #include "replicator/protect.h"
 #include "replicator/report.h"
 #include "vmm/qemu/qemu.h"
@@ -8,10 +9,24 @@
 
 static json_t *distribution(const struct histogram *histogram, uint64_t last, double scale)
 {
-    return json_pack("{s:f, s:f, s:f, s:f, s:I}", "p50", (double)histogram_percentile(histogram, 50) * scale,
-                     "p99", (double)histogram_percentile(histogram, 99) * scale, "max",
-                     (double)histogram->max * scale, "last", (double)last * scale, "count",
-                     (json_int_t)histogram->count);
+    return json_pack(
+        "{s:f, s:f, s:f, s:f, s:f, s:I}", "p50", (double)histogram_percentile(histogram, 50) * scale, "p99",
+        (double)histogram_percentile(histogram, 99) * scale, "max", (double)histogram->max * scale, "last",
+        (double)last * scale, "sum", (double)histogram->sum * scale, "count", (json_int_t)histogram->count);
+}
+
+/* Of microseconds, told in milliseconds, with how many were at most so long. */
+static json_t *durations(const struct histogram *histogram, uint64_t last_us)
+{
+    static const uint32_t bounds_us[] = {100,    200,    500,     1000,    2000,   3000,  5000,
+                                         7500,   10000,  15000,   20000,   30000,  50000, 100000,
+                                         200000, 500000, 1000000, 2000000, 5000000};
+    json_t *object = distribution(histogram, last_us, 0.001), *buckets = json_array();
+    for (size_t i = 0; i < array_length(bounds_us); i++)
+        json_array_append_new(buckets, json_pack("[f, I]", bounds_us[i] / 1000.0,
+                                                 (json_int_t)histogram_at_most(histogram, bounds_us[i])));
+    json_object_set_new(object, "buckets", buckets);
+    return object;
 }
 
 static json_t *parts(const struct protect *protect)
@@ -34,7 +49,7 @@ static json_t *output(struct protect *protect)
                      "held_bytes_peak", (json_int_t)stats.held_bytes_peak, "frames_out",
                      (json_int_t)stats.frames_out, "bytes_out", (json_int_t)stats.bytes_out, "frames_in",
                      (json_int_t)stats.frames_in, "dropped", (json_int_t)stats.dropped, "delay_ms",
-                     distribution(&stats.delay_us, stats.delay_us.max, 0.001));
+                     durations(&stats.delay_us, stats.delay_us.max));
 }
 
 static json_t *encoder(uint64_t pages, uint64_t bytes_saved)
@@ -97,7 +112,7 @@ json_t *protect_status(struct protect *protect)
     json_object_set_new(object, "checkpoints", json_integer((json_int_t)protect->checkpoints));
     json_object_set_new(object, "checkpoints_per_s",
                         json_real(seconds > 0 ? (double)protect->checkpoints / seconds : 0));
-    json_object_set_new(object, "pause_ms", distribution(&protect->pause_us, protect->last_pause_us, 0.001));
+    json_object_set_new(object, "pause_ms", durations(&protect->pause_us, protect->last_pause_us));
     json_object_set_new(object, "pause_parts_p50_ms", parts(protect));
     json_object_set_new(object, "dirty_pages", distribution(&protect->dirty, protect->last_dirty, 1));
     json_object_set_new(object, "initial_copy",

@@ -4,7 +4,7 @@
 
 Steps, in this order, each with a build directory of its own beside DIR:
 
-    gcc          the build, and every meson test in it (unit, simulation, fuzz corpora, the QEMU driver)
+    gcc          the build, and every meson test in it (unit, simulation, fuzz corpora, bench, the QEMU driver)
     asan         unit, simulation and fuzz tests under AddressSanitizer and UndefinedBehaviorSanitizer
     tsan         the tests of threaded code under ThreadSanitizer
     clang        clang builds everything, the libFuzzer programs too
@@ -117,12 +117,16 @@ class Step:
 
 
 def count_program(results, step, entry):
-    """A cmocka program counts as the tests in it, any other as one."""
+    """A program of cmocka or unittest counts as the tests in it, any other as one."""
     name = f"{step}: {entry['name'].split(' / ')[-1]}"
     output = (entry.get("stdout") or "") + "\n" + (entry.get("stderr") or "")
     passed = set(re.findall(r"^\[ +OK +\] (\w+)$", output, re.M))
     failed = set(re.findall(r"^\[ +(?:FAILED|ERROR) +\] (\w+)$", output, re.M)) - passed
     skipped = set(re.findall(r"^\[ +SKIPPED +\] (\w+)$", output, re.M)) - passed - failed
+    for test, verdict in re.findall(r"^\w+ \(([\w.]+)\)(?:\n.*)? \.\.\. (ok|FAIL|ERROR|skipped '.*')$", output, re.M):
+        {"ok": passed, "FAIL": failed, "ERROR": failed}.get(verdict, set()).add(test)
+        if verdict.startswith("skipped"):
+            results.skip(f"{name}.{test}", verdict[9:-1])
     results.passed += len(passed)
     for test in sorted(failed):
         results.fail(f"{name}.{test}", reason_of(output, test))
@@ -156,7 +160,10 @@ def step_gcc(step):
 
 
 def step_asan(step):
-    if configure_and_build_tests(step, "address,undefined", lambda name, suites: set(suites) & {"unit", "sim", "fuzz"}):
+    # Of the simulator's parts one: the others run the same code on other seeds.
+    def wanted(name, suites):
+        return set(suites) & {"unit", "fuzz"} or name.split(" / ")[-1] == "sim-1"
+    if configure_and_build_tests(step, "address,undefined", wanted):
         step.test(step.chosen, ["--timeout-multiplier", "4"])
 
 

@@ -66,6 +66,8 @@ static void option(struct options *options, bool (*other)(const char *name, cons
         options->tick_ms = number(value);
     else if (strcmp(name, "end") == 0)
         options->end_s = number(value);
+    else if (strcmp(name, "steps") == 0)
+        options->steps = number(value);
     else if (strcmp(name, "writers") == 0)
         options->writers = (unsigned)number(value);
     else if (strcmp(name, "mode") == 0)

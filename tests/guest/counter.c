@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest.h"
 
-#include <sys/reboot.h>
-#include <unistd.h>
-
 /*
  * The counter is kept three times: in the announced page, complemented in the same page, and on the stack. It
  * grows by one a millisecond or slower, never with the clock, so that no jump of the clock can move it.
@@ -28,8 +25,7 @@ void counter_run(const struct options *options, void (*tell)(uint64_t counter))
             fatal("the probe's page moved");
         if (options->end_s && now_ns() - began > options->end_s * 1000000000u) {
             say("end %lu", own);
-            sleep_ns(50000000); /* let the line out */
-            reboot(RB_POWER_OFF);
+            power_off();
         }
     }
 }

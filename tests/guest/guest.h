@@ -28,6 +28,7 @@ struct options {
     uint64_t hot;      /* us.hot: only this many pages are rewritten; 0: all */
     uint64_t check;    /* us.check: pages checked a second; UINT64_MAX: no limit */
     uint64_t tick_ms;  /* us.tick */
+    uint64_t steps;    /* us.steps: writes of each writer, then the result and the end; 0: no end */
     uint64_t end_s;    /* us.end: power off after this many seconds; 0: never */
     unsigned writers;  /* us.writers; default: one for each CPU */
     enum pattern mode; /* us.mode */
@@ -40,6 +41,8 @@ struct options {
 
 /* pattern.c: what a page must hold at an iteration. Pure, so that every reader can compute it again. */
 void pattern_make(uint64_t page[PAGE_WORDS], enum pattern mode, uint64_t number, uint64_t iteration);
+/* A computation that depends on both, and so on all that it was given in turn. */
+uint64_t pattern_mix(uint64_t a, uint64_t b);
 /* Content of block `number` of a test disk. */
 void pattern_disk(uint64_t block[PAGE_WORDS], uint64_t number);
 
@@ -68,6 +71,8 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void corrupt(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 /* The guest cannot do what it was asked to. */
 void fatal(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+/* Let the last line out and power off. */
+void power_off(void);
 void *must_map(uint64_t bytes);
 void must_start(void *(*body)(void *), void *argument);
 uint64_t now_ns(void);

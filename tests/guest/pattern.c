@@ -8,7 +8,7 @@
  * words before, so that a dump of memory can be judged without the guest's own tables.
  */
 
-static uint64_t mix(uint64_t a, uint64_t b)
+uint64_t pattern_mix(uint64_t a, uint64_t b)
 {
     uint64_t x = a * 0x9e3779b97f4a7c15u + b;
     x = (x ^ (x >> 31)) * 0xd6e8feb86659fd93u;
@@ -42,14 +42,14 @@ static void fill_text(uint64_t *page, uint64_t seed)
 
 static void fill_sparse(uint64_t *page, uint64_t number, uint64_t seed)
 {
-    fill_random(page, mix(number, 0));
+    fill_random(page, pattern_mix(number, 0));
     for (unsigned i = 0; i < 4; i++)
         page[(seed >> (i * 9)) % PAGE_WORDS] ^= seed;
 }
 
 void pattern_make(uint64_t page[PAGE_WORDS], enum pattern mode, uint64_t number, uint64_t iteration)
 {
-    uint64_t seed = mix(number + 1, iteration);
+    uint64_t seed = pattern_mix(number + 1, iteration);
     if (mode == PATTERN_MIXED)
         mode = (enum pattern)(seed >> 62);
     else if (mode == PATTERN_ZERO && iteration % 2)
@@ -78,5 +78,5 @@ void pattern_make(uint64_t page[PAGE_WORDS], enum pattern mode, uint64_t number,
 
 void pattern_disk(uint64_t block[PAGE_WORDS], uint64_t number)
 {
-    fill_random(block, mix(number, 0x6469736bu));
+    fill_random(block, pattern_mix(number, 0x6469736bu));
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/reboot.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -60,6 +61,12 @@ void fatal(const char *format, ...)
     va_start(arguments, format);
     vfreeze("FATAL", format, arguments);
     __builtin_unreachable();
+}
+
+void power_off(void)
+{
+    sleep_ns(50000000);
+    reboot(RB_POWER_OFF);
 }
 
 void *must_map(uint64_t bytes)

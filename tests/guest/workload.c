@@ -28,8 +28,9 @@
 #define CATCH_UP_NS 100000000u /* a clock that jumped is not answered with more than this much work */
 
 struct writer {
-    uint64_t tally; /* writes, as the sums of the table must show; one page for each writer */
-    char pad[PAGE_BYTES - 8];
+    uint64_t tally;  /* writes, as the sums of the table must show; one page for each writer */
+    uint64_t result; /* of us.steps */
+    char pad[PAGE_BYTES - 16];
 };
 
 static struct {
@@ -38,6 +39,7 @@ static struct {
     uint64_t (*area)[PAGE_WORDS];
     uint64_t *table;
     struct writer *writers;
+    unsigned done; /* writers that have made their steps */
 } work;
 
 static void write_page(uint64_t number)
@@ -78,6 +80,30 @@ static uint64_t allowance(uint64_t rate, uint64_t *since)
     return units;
 }
 
+static void check_page(uint64_t number);
+
+/*
+ * What a writer has computed on its way, and all that lies in its pages now: the same, however the guest was
+ * stopped, saved and restored meanwhile, and at whichever rate it wrote. The last writer says it and ends the
+ * guest.
+ */
+static void finish(unsigned self, uint64_t digest)
+{
+    for (uint64_t n = self; n < work.pages; n += work.options->writers) {
+        check_page(n);
+        for (unsigned i = 0; i < PAGE_WORDS; i++)
+            digest = pattern_mix(digest, work.area[n][i]);
+    }
+    work.writers[self].result = digest;
+    if (__atomic_add_fetch(&work.done, 1, __ATOMIC_ACQ_REL) < work.options->writers)
+        return;
+    uint64_t result = 0;
+    for (unsigned i = 0; i < work.options->writers; i++)
+        result = pattern_mix(result, work.writers[i].result);
+    say("result %lx", result);
+    power_off();
+}
+
 static void *write_body(void *argument)
 {
     const struct options *options = work.options;
@@ -86,7 +112,7 @@ static void *write_body(void *argument)
     if (options->hot && options->hot / options->writers < own)
         own = options->hot / options->writers + 1;
     uint64_t rate = options->rate / options->writers;
-    uint64_t random = 0x2545f4914f6cdd1du * (self + 1), next = 0, writes = 0;
+    uint64_t random = 0x2545f4914f6cdd1du * (self + 1), next = 0, writes = 0, digest = 0;
     uint64_t since = now_ns(), audited = since;
     for (;;) {
         uint64_t batch = options->rate == UINT64_MAX ? 256 : rate ? allowance(rate, &since) : 0;
@@ -97,8 +123,14 @@ static void *write_body(void *argument)
             uint64_t index = options->sequential ? next++ % own : random % own;
             if (index * options->writers + self >= work.pages)
                 continue;
-            write_page(index * options->writers + self);
+            uint64_t number = index * options->writers + self;
+            digest = pattern_mix(digest, work.area[number][PAGE_WORDS - 1]);
+            write_page(number);
             work.writers[self].tally = ++writes;
+            if (options->steps && writes == options->steps) {
+                finish(self, digest);
+                return NULL;
+            }
         }
         if (now_ns() - audited > 1000000000u) {
             check_tally(self, writes);

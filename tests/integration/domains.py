@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 
+import services
 from processes import Process, alive
 from understudy_test import Pair, Skip, UUID, check, wait_for
 
@@ -111,13 +112,27 @@ def reap_guests(until):
 class Domains(Pair):
     """A Pair whose guests are domains of libvirt's, "web" on either host."""
 
-    def __init__(self, run, monitor=False, shared_memory=False, cpu="", devices="", standby_cpu=None, standby_devices=None, **options):
-        """`monitor`: QEMU also has a QMP socket for the test, at {host}.qmp. `cpu`: XML; `devices`: more XML for <devices>, {directory} and {host} filled in."""
+    def __init__(self, run, monitor=False, shared_memory=False, cpu="", devices="", standby_cpu=None,
+                 standby_devices=None, fio=False, **options):
+        """`monitor`: QEMU also has a QMP socket for the test, at {host}.qmp. `cpu`: XML; `devices`: more XML for
+        <devices>, {directory} and {host} filled in. `fio`: the guest with servers, whose fio writes and verifies a
+        disk of its own on each host."""
         self.hosts = {host: Host(run, host) for host in ("alpha", "beta")}
         self.monitor, self.shared_memory, self.by_socket = monitor, shared_memory, False
         self.cpu = {"alpha": cpu, "beta": cpu if standby_cpu is None else standby_cpu}
         self.more = {"alpha": devices, "beta": devices if standby_devices is None else standby_devices}
+        self.boot = run.guest
+        if fio:
+            image = services.image(run.build)
+            self.boot = [os.path.join(image, name) for name in ("vmlinuz", "initrd")]
+            options = {"memory": 256, **options}
+            options["load"] += " us.role=fio us.root=/dev/vda us.fiodev=/dev/vdb us.fiosize=2M"
+            self.more = {host: more + self.fio_disks(run, image) for host, more in self.more.items()}
         super().__init__(run, **options)
+        if fio:
+            for host in self.hosts:
+                with open(self.path(f"{host}-disk.img"), "wb") as file:
+                    file.truncate(8 << 20)
         self.no_more = threading.Event()
         threading.Thread(target=reap_guests, args=(self.no_more,), daemon=True).start()
         for directory in run.directory, self.directory:
@@ -126,6 +141,14 @@ class Domains(Pair):
             with open(self.path(f"{host}.xml"), "w") as file:
                 file.write(self.xml(host))
             place.virsh("define", self.path(f"{host}.xml"))
+
+    def fio_disks(self, run, image):
+        # libvirt gives the image it boots from to QEMU's user: a copy, which others do not boot from.
+        root = shutil.copy(os.path.join(image, "root.img"), run.directory)
+        disk = ("<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>"
+                "<source file='{path}'/><target dev='{name}' bus='virtio'/>{more}</disk>")
+        return (disk.format(path=root, name="vda", more="<readonly/>")
+                + disk.format(path="{directory}/{host}-disk.img", name="vdb", more=""))
 
     def guest_keys(self, host):
         if self.by_socket and host == "alpha":
@@ -137,7 +160,7 @@ class Domains(Pair):
 
     def xml(self, host):
         kernel, initramfs = [shutil.copy(path, self.path(f"{host}-{os.path.basename(path)}"))
-                             for path in self.run.guest]
+                             for path in self.boot]
         for path in kernel, initramfs:
             os.chmod(path, 0o644)
         append = f"console=ttyS0 quiet panic=-1 us.block=pc.ram {self.load}"

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`understudy bench migrate`: every variant moves a guest, and the JSON has what scripts look for. No speed."""
+"""`understudy bench migrate`, `takeover` and `protect` with whole guests: they measure, and the JSON has what scripts look for.
+Never how fast."""
 import json
 import os
 
-from understudy_test import check
+from understudy_test import SOURCE, check
 
 NUMBER = (int, float)
 VARIANTS = ["understudy", "qemu", "qemu-multifd", "qemu-tls", "qemu-multifd-tls"]
-MOVE = {"total_s": NUMBER, "downtime_ms": NUMBER, "console_gap_ms": NUMBER, "wire_bytes": int,
+MOVE = {"cpu_source_s": NUMBER, "cpu_destination_s": NUMBER, "memory_source_bytes": int, "memory_destination_bytes": int,
+        "total_s": NUMBER, "downtime_ms": NUMBER, "console_gap_ms": NUMBER, "wire_bytes": int,
         "throughput_bytes_per_s": NUMBER, "told": dict}
 TOLD = {"total_s": NUMBER, "downtime_ms": NUMBER, "bytes": int}
 PARTS = {"stop", "scan", "copy", "state", "carry", "load", "run"}
@@ -19,15 +21,32 @@ def has(what, name, wanted):
         check(key in what and isinstance(what[key], kind), f"{name}: {key} is {what.get(key, 'missing')}")
 
 
+def load(path):
+    """A result that is one, by the schema where that can be checked."""
+    with open(path) as file:
+        result = json.load(file)
+    with open(os.path.join(SOURCE, "bench", "schema.json")) as file:
+        schema = json.load(file)
+    try:
+        import jsonschema
+    except ImportError:
+        return result  # tests/bench skips by name then
+    jsonschema.Draft202012Validator(schema).validate(result)
+    return result
+
+
+def samples(result, name):
+    return next((figure["samples"] for figure in result["figures"] if figure["name"] == name), None)
+
+
 def test_migrate(run):
     """A small guest, one round: all move it, it is whole, and times, bytes and ratios are there."""
     out = os.path.join(run.directory, "out.json")
-    said, _, _ = run.us("bench", "migrate", "--memory", "128M", "--rounds", "1", "--no-idle", "--dirty", "2M", "--settle",
-                        "0.2", "--max-downtime", "300", "--build", run.build, "--json", out, seconds=110)
+    said, _, _ = run.us("bench", "migrate", "--quick", "--no-idle", "--settle", "0.2", "--max-downtime", "300",
+                        "--build", run.build, "--json", out, seconds=110)
     for name in "understudy (TLS 1.3)", "QEMU, multifd + TLS", "our downtime":
         check(name in said, f"the table lacks {name}:\n{said}")
-    with open(out) as file:
-        result = json.load(file)
+    result = load(out)
     has(result, "result", {"environment": dict, "options": dict, "rows": list})
     row, = result["rows"]
     has(row, "row", {"memory_bytes": int, "dirty_bytes_per_s": int, "dirty_bytes_per_s_measured": NUMBER, "rounds": int,
@@ -41,6 +60,10 @@ def test_migrate(run):
         has(variant["moves"][0], name, MOVE)
         has(variant["moves"][0]["told"], name, TOLD)
         has(variant["median"], f"{name}, median", MOVE)
+        one, memory = variant["moves"][0], 128 << 20
+        check(one["cpu_source_s"] > 0 and one["cpu_destination_s"] > 0, f"{name}: no processor time: {one}")
+        check(all(40 << 20 < one[f"memory_{side}_bytes"] < 8 * memory for side in ("source", "destination")), f"{name}: {one}")
+        check(samples(result, f"128m-2000000.{name}.downtime") == [one["downtime_ms"]], f"{name}: {result['figures']}")
         check(variant["median"]["wire_bytes"] > 40 << 20, f"{name}: {variant['median']['wire_bytes']} bytes of 51 MiB")
     moved = [name for name, variant in row["variants"].items() if variant["moves"]]
     check(list(row["ratios"]) == moved[1:]
@@ -62,3 +85,37 @@ def test_migrate_usage(run):
         run.us("bench", "migrate", *options, expect=2)
     _, err, _ = run.command("setpriv", "--reuid=65534", "--clear-groups", run.understudy, "bench", "migrate", expect=1)
     check("needs root" in err, err)
+
+
+def test_takeover(run):
+    """Two kills: each is whole, its parts add up, and what an observer misses is no shorter than the guest stood still."""
+    out, page = os.path.join(run.directory, "out.json"), os.path.join(run.directory, "out.html")
+    said, _, _ = run.us("bench", "takeover", "--quick", "--build", run.build, "--json", out, "--html", page, seconds=110)
+    check("2 kills" in said and "▁" in said, said)
+    result = load(out)
+    check(len(result["takeovers"]) == 2, f"{len(result['takeovers'])} kills")
+    for kill in result["takeovers"]:
+        parts = kill["parts_ms"]
+        check(sum(parts.values()) - parts["detect"] <= kill["decision_to_running_ms"] + 1, f"parts of more than their whole: {kill}")
+        check(kill["kill_to_running_ms"] >= kill["decision_to_running_ms"], f"running before the kill: {kill}")
+        check(min(kill["gap_ms"].values()) >= kill["decision_to_running_ms"], f"seen while nobody ran: {kill}")
+    check(result["takeovers"][0]["moment_s"] != result["takeovers"][1]["moment_s"], "the moments are alike")
+    check(len(samples(result, "kill_to_running")) == 2, f"{result['figures']}")
+    with open(page) as file:
+        check("kill 2" in file.read(), "the page lacks a kill")
+
+
+def test_protect(run):
+    """Every row is measured in rounds, beside the same guest unprotected, with what the engines cost."""
+    out = os.path.join(run.directory, "out.json")
+    run.us("bench", "protect", "--requests", "300", "--clients", "10", "--rounds", "3", "--kills", "0", "--build", run.build,
+           "--json", out, seconds=110)
+    result = load(out)
+    for name, row in result["rows"].items():
+        check(len(row["redis_rounds"]) == 3 and row["requests"] >= 90, f"{name}: {row['redis_rounds']}")
+        check(len(samples(result, f"{name}.rps")) == 3, f"{name}: no samples")
+        if "unprotected" not in name:
+            check(row["cpu_s"]["alpha"] > 0 and row["cpu_s"]["beta"] > 0, f"{name}: no processor time: {row['cpu_s']}")
+            check(all(value > 1 << 20 for value in row["memory_bytes"].values()), f"{name}: {row['memory_bytes']}")
+    ratios = [one for one in result["ratios"] if one["of"] == "protected.rps"]
+    check(len(ratios) == 1 and len(ratios[0]["samples"]) == 3, f"{result['ratios']}")

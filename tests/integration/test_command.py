@@ -9,7 +9,7 @@ import stat
 from understudy_test import check
 
 COMMANDS = ["protect", "standby", "status", "takeover", "continue", "stop", "verify", "check", "pki",
-            "fault-points", "bench", "events", "migrate"]
+            "fault-points", "bench", "events", "migrate", "top", "metrics"]
 STATUS = {"vm": str, "host": str, "uuid": str, "role": str, "state": str, "protected": bool, "reason": str,
           "since_s": (int, float), "generation": int, "epoch": int, "committed_epoch": int, "peer": dict,
           "interval_ms": (int, float), "lanes": int, "tls": str, "ktls": bool, "guest": dict,
@@ -69,6 +69,10 @@ def test_status_schema(run):
     status = pair.status("alpha")
     for key in "p50", "p99", "max", "last":
         check(status["pause_ms"][key] >= 0, f"pause_ms.{key}: {status['pause_ms']}")
+    for pauses in status["pause_ms"], status["output"]["delay_ms"]:
+        counts = [count for _, count in pauses["buckets"]]
+        check(counts == sorted(counts) and counts[-1] <= pauses["count"], f"buckets: {pauses}")
+        check(pauses["sum"] <= pauses["max"] * pauses["count"] * 1.001, f"sum: {pauses}")
     check(status["guest"]["running"] and status["guest"]["pid"] == pair.qemu.pid, f"guest: {status['guest']}")
     check(status["initial_copy"]["bytes"] >= pair.memory << 20, f"initial_copy: {status['initial_copy']}")
     check(status["staging"]["used_peak_bytes"] <= status["staging"]["configured_bytes"], f"{status['staging']}")

@@ -43,6 +43,25 @@ def test_unprivileged_sandboxed(run):
     return f"machine {pair.machine}"
 
 
+def test_computes_the_same(run):
+    """A guest that was taken over ends with the result of one that ran alone, and faster."""
+    load = "us.mem=8M us.check=4000 us.steps=30000"
+    whole = run.pair(tag="whole", load=f"{load} us.rate=6000", smp=2).start_guest()
+    pair = run.pair(takeover="auto", load=f"{load} us.rate=2000", smp=2).up()
+    pair.wait_epochs(20)
+    time.sleep(run.random.uniform(0, 2))
+    check(not pair.serial("alpha").result(), "the guest ended before it was taken over", pair.story)
+    pair.kill_primary()
+
+    def results():
+        found = whole.serial("alpha"), pair.serial("beta")
+        wrong = [serial.corrupt() for serial in found if serial.corrupt()]
+        check(not wrong, f"{wrong}", pair.story)
+        return all(serial.result() for serial in found) and [serial.result() for serial in found]
+    alone, taken_over = wait_for("both results", 60, results, lambda: whole.story() + pair.story(), every=0.1)
+    check(alone == taken_over, f"taken over it computes {taken_over}, alone {alone}")
+
+
 def test_disk_reads_in_flight(run):
     """O_DIRECT reads fill pages without a fault: no such write may be missed."""
     pair = run.pair(disk=True, load=LIGHT + " us.disk=/dev/vda", interval="20ms")

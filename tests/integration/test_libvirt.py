@@ -6,6 +6,7 @@ import re
 
 from domains import Domains
 from qmp import Qmp
+from test_disks import wait_fio
 from test_reprotect import Watch, check_runs, move, wait_reprotected
 from understudy_test import LIGHT, check, wait_for
 
@@ -268,8 +269,9 @@ def test_disk(run):
 
 def test_rounds(run):
     """Moved, moved home, killed with its host, taken over, the host back, protected by itself, moved home: without a
-    restart of the guest, its memory checked each time. UNDERSTUDY_ROUNDS=10 for more of it (and UNDERSTUDY_LIMIT_S)."""
-    pair = Domains(run, load=LIGHT, takeover="auto", reprotect="auto").start_guest()
+    restart of the guest, its memory and its disk checked each time. UNDERSTUDY_ROUNDS=10 for more of it (and
+    UNDERSTUDY_LIMIT_S)."""
+    pair = Domains(run, load=LIGHT, takeover="auto", reprotect="auto", fio=True).start_guest()
     pair.standby()
     pair.protect()
     pair.wait_epochs(5)
@@ -277,12 +279,15 @@ def test_rounds(run):
     for _ in range(rounds):
         move(pair, "migrate", "alpha")
         wait_reprotected(pair, "beta")
+        wait_fio(pair, "beta")
         move(pair, "switchback", "beta")
         wait_reprotected(pair, "alpha")
+        wait_fio(pair)
         watch = Watch(pair, "alpha")
         wait_for("a checkpoint to be seen", 20, lambda: watch.acknowledged, pair.story)
         pair.kill_host()
         check_runs(pair, "beta", watch.stop())
+        wait_fio(pair, "beta")
         pair.hosts["alpha"].start()
         pair.start("run", "alpha")
         wait_reprotected(pair, "beta")

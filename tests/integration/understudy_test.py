@@ -80,6 +80,11 @@ class Serial:
         """How often the guest has checked its whole memory."""
         return len(re.findall(r"^pass \d+ ok \d+\r?\n", self.text(), re.M))
 
+    def result(self):
+        """What the guest has computed in all its steps."""
+        found = re.search(r"^result ([0-9a-f]+)\r?\n", self.text(), re.M)
+        return found and found.group(1)
+
     def corrupt(self):
         found = re.search(r"^.*(CORRUPT|FATAL|Kernel panic).*$", self.text(), re.M)
         return found and found.group(0)

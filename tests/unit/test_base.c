@@ -385,8 +385,31 @@ static void histogram_accuracy(void **state)
                 fail_msg("shape %u, %g %%: %llu, exactly %llu", shape, percents[i], (unsigned long long)found,
                          (unsigned long long)exact);
             assert_true(found <= histogram->max);
+            /* The same question the other way round. */
+            uint64_t at_most = histogram_at_most(histogram, found);
+            assert_true((double)at_most >= VALUES * percents[i] / 100 && at_most <= VALUES);
         }
     }
+}
+
+/* Two histograms put together are the one that saw everything, bucket for bucket. */
+static void histogram_merges(void **state)
+{
+    (void)state;
+    struct histogram *parts cleanup_free = calloc(3, sizeof *parts);
+    for (uint64_t i = 0; i < 2000; i++) {
+        histogram_add(&parts[i % 2], i * i);
+        histogram_add(&parts[2], i * i);
+    }
+    histogram_merge(&parts[0], &parts[1]);
+    assert_memory_equal(&parts[0], &parts[2], sizeof *parts);
+    histogram_reset(&parts[1]);
+    histogram_merge(&parts[0], &parts[1]); /* nothing: its least value, 0, does not count */
+    assert_memory_equal(&parts[0], &parts[2], sizeof *parts);
+    histogram_merge(&parts[1], &parts[0]);
+    assert_memory_equal(&parts[1], &parts[2], sizeof *parts);
+    for (unsigned bucket = 1; bucket < HISTOGRAM_BUCKETS; bucket++)
+        assert_true(histogram_bucket_top(bucket) > histogram_bucket_top(bucket - 1));
 }
 
 static void histogram_edges(void **state)
@@ -401,6 +424,16 @@ static void histogram_edges(void **state)
     assert_int_equal(histogram_percentile(histogram, 50), 0);
     assert_int_equal(histogram_percentile(histogram, 100), UINT64_MAX);
     assert_int_equal(histogram->min, 0);
+    assert_int_equal(histogram_at_most(histogram, 0), 1);
+    assert_int_equal(histogram_at_most(histogram, UINT64_MAX - 1), 1);
+    assert_int_equal(histogram_at_most(histogram, UINT64_MAX), 2);
+    /* 1001 shares a step with 1000 to 1007: nobody is told that it was at most 1000, or even 1006. */
+    histogram_reset(histogram);
+    histogram_add(histogram, 1001);
+    histogram_add(histogram, 5000);
+    assert_int_equal(histogram_at_most(histogram, 1000), 0);
+    assert_int_equal(histogram_at_most(histogram, 4999), 1);
+    assert_int_equal(histogram_at_most(histogram, 5000), 2);
     /* Every power of two and its neighbours land in order. */
     uint64_t last = 0;
     for (unsigned bit = 1; bit < 64; bit++)
@@ -429,6 +462,7 @@ int main(void)
         cmocka_unit_test(mailbox_one_thread),
         cmocka_unit_test(mailbox_many_threads),
         cmocka_unit_test(histogram_accuracy),
+        cmocka_unit_test(histogram_merges),
         cmocka_unit_test(histogram_edges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,9 @@
 #include "base/scope.h"
 #include "bench/bench.h"
 #include "bench/data.h"
+#include "bench/noise.h"
 #include "bench/options.h"
+#include "bench/sparkline.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,6 +38,8 @@ static void options_are_checked(void **state)
                             {"--lanes", "2x"},
                             {"--data", "none"},
                             {"--compression", "zstd"},
+                            {"--vms", "0"},
+                            {"--vms", "17"},
                             {"--rounds", "0"},
                             {"--epochs", "-1"},
                             {"--epoch-size", "1"}};
@@ -49,6 +53,42 @@ static void options_are_checked(void **state)
     assert_int_equal(options.size_bytes, 3u << 20);
     assert_int_equal(options.epoch_bytes, 3u << 20); /* no more than there is */
     assert_int_equal(options.lanes, 2);
+    assert_int_equal(options.vms, 1);
+    assert_null(options.json);
+    assert_int_equal(parse(&options, (char[]){"--json"}, NULL), 0);
+    assert_string_equal(options.json, "-");
+    assert_int_equal(parse(&options, (char[]){"--json"}, (char[]){"out.json"}), 0);
+    assert_string_equal(options.json, "out.json");
+    assert_int_equal(parse(&options, (char[]){"--json"}, (char[]){"-"}), 0);
+    assert_string_equal(options.json, "-");
+    assert_int_equal(parse(&options, (char[]){"--json=out.json"}, (char[]){"--lanes=3"}), 0);
+    assert_string_equal(options.json, "out.json");
+    assert_int_equal(options.lanes, 3);
+}
+
+/* The same samples as in tests/bench/test_figures.py. */
+static void sparklines_go_from_least_to_most(void **state)
+{
+    (void)state;
+    char line[3 * 5 + 1];
+    sparkline((const double[]){1, 2, 3, 4, 8}, 5, line);
+    assert_string_equal(line, "▁▂▃▄█");
+    sparkline((const double[]){7, 7}, 2, line);
+    assert_string_equal(line, "▄▄");
+    sparkline(NULL, 0, line);
+    assert_string_equal(line, "");
+}
+
+static void noise_has_bounds(void **state)
+{
+    (void)state;
+    struct noise *noise = malloc(sizeof *noise);
+    assert_int_equal(noise_measure(noise), 0);
+    assert_true(noise->threads >= 1);
+    assert_true(noise->seconds >= 0.2);
+    assert_true(noise->stolen_share >= 0 && noise->stolen_share < 1);
+    assert_int_equal(noise->late.count, 100 * noise->threads);
+    free(noise);
 }
 
 static double lz4_share(enum data_kind kind)
@@ -120,6 +160,49 @@ static void replicates_and_reports(void **state)
     json_decref(json);
 }
 
+static const json_t *find(json_t *json, const char *list, const char *key, const char *name)
+{
+    json_t *array = json_object_get(json, list);
+    for (size_t i = 0; i < json_array_size(array); i++) {
+        const json_t *one = json_array_get(array, i);
+        if (!strcmp(json_string_value(json_object_get(one, key)), name))
+            return one;
+    }
+    fail_msg("no %s in %s", name, list);
+    return NULL;
+}
+
+/* Two guests at once carry twice as much, and nothing of the samples is lost. */
+static void several_guests_are_added_up(void **state)
+{
+    (void)state;
+    char *argv[] = {(char[]){"bench"},      (char[]){"replicate"},
+                    (char[]){"--size=4M"},  (char[]){"--vms=2"},
+                    (char[]){"--rounds=3"}, (char[]){"--epochs=5"},
+                    (char[]){"--lanes=1"},  (char[]){"--epoch-size=1M"},
+                    (char[]){"--json"},     NULL};
+    json_t *json = run_json(argv, array_length(argv) - 1);
+    assert_int_equal(integer(json, "ceiling", "guest_bytes"), 8 << 20);
+    assert_int_equal(integer(json, "ceiling", "wire_bytes"), (8 << 20) + 512 * 16);
+    assert_int_equal(integer(json, "epochs", "guest_bytes"), 2 * 5 << 20);
+    assert_string_equal(json_string_value(json_object_get(json, "schema")), "understudy-bench/1");
+    const json_t *figure = find(json, "figures", "name", "epochs.throughput");
+    assert_int_equal(json_array_size(json_object_get(figure, "samples")), 3);
+    const json_t *ratio = find(json, "ratios", "of", "first_copy.throughput");
+    assert_int_equal(json_array_size(json_object_get(ratio, "samples")), 3);
+    const json_t *pauses = find(json, "histograms", "name", "epochs.pause");
+    assert_int_equal(json_integer_value(json_object_get(pauses, "count")), 2 * 3 * 5);
+    json_int_t counted = 0;
+    json_t *buckets = json_object_get(pauses, "buckets");
+    for (size_t i = 0; i < json_array_size(buckets); i++)
+        counted += json_integer_value(json_array_get(json_array_get(buckets, i), 1));
+    assert_int_equal(counted, 2 * 3 * 5);
+    json_t *noise = json_object_get(json_object_get(json, "environment"), "noise");
+    assert_non_null(json_object_get(noise, "before"));
+    assert_non_null(json_object_get(noise, "after"));
+    json_decref(json);
+}
+
 /* 8 bytes in each of the same pages: whole pages of noise, and changes of them. */
 static void changes_take_little(void **state)
 {
@@ -162,11 +245,10 @@ static void zero_memory_takes_next_to_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(options_are_checked),
-        cmocka_unit_test(data_are_what_their_names_say),
-        cmocka_unit_test(replicates_and_reports),
-        cmocka_unit_test(changes_take_little),
-        cmocka_unit_test(zero_memory_takes_next_to_nothing),
+        cmocka_unit_test(options_are_checked),    cmocka_unit_test(data_are_what_their_names_say),
+        cmocka_unit_test(replicates_and_reports), cmocka_unit_test(sparklines_go_from_least_to_most),
+        cmocka_unit_test(noise_has_bounds),       cmocka_unit_test(several_guests_are_added_up),
+        cmocka_unit_test(changes_take_little),    cmocka_unit_test(zero_memory_takes_next_to_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -164,6 +164,20 @@ static void plan_hands_out_each_page_once(void **state)
     assert_false(plan_take(&plan, &item));
     plan_close(&plan);
 
+    /* Pages from staging, which lanes may have while one of them still reads the guest, end no wait for it.
+     */
+    plan_open(&plan, &set, 20, 3, 9, 6);
+    assert_true(plan_take(&plan, &item));
+    assert_true(item.direct);
+    plan_staged(&plan);
+    while (plan_take(&plan, &second))
+        assert_false(plan_done(&plan, &second, &(struct message_totals){1, second.pages, 1, 1}, &totals));
+    assert_int_equal(plan_drain(&plan, 1), -ETIME);
+    assert_text_has("10 of 20 pages");
+    assert_false(plan_done(&plan, &item, &(struct message_totals){1, item.pages, 1, 1}, &totals));
+    assert_int_equal(plan_drain(&plan, 1), 0);
+    plan_close(&plan);
+
     /* An empty round is complete when it is sealed. */
     pageset_clear(&set);
     plan_open(&plan, &set, 0, 3, 9, 7);
