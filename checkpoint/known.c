@@ -361,6 +361,7 @@ bool known_take(struct known *known, uint64_t limit_ns, struct pageset *pending,
     pageset_merge(inflight, &known->known);
     pageset_clear(&known->found);
     pageset_clear(&known->known);
+    known->on &= known->left.count > 0; /* what is still asked for was written meanwhile */
     return known->left.count == 0;
 }
 
