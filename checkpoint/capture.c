@@ -47,7 +47,7 @@ struct capture {
     struct pace_times times;
     uint64_t pages, direct;
     bool published;
-    bool behind; /* it was the disks that could not be captured */
+    bool behind; /* disks, or memory that is to be compared, could not be captured */
     uint64_t probe;
     const void *state; /* the driver's */
     size_t state_bytes;
@@ -274,6 +274,13 @@ static int run_capture(struct capture *capture, struct checkpoint_capture *ret_c
     if (r < 0)
         return r;
     checkpoint_start_round(checkpoint);
+    uint64_t waiting = checkpoint_uncompared(checkpoint);
+    capture->behind = waiting > 0;
+    if (waiting)
+        return give_up(capture, error_set(-ETIME, "%llu pages must be compared or sent first",
+                                          (unsigned long long)waiting));
+    if (checkpoint->known)
+        known_take(checkpoint->known, 0, &checkpoint->pending, &checkpoint->inflight);
 
     uint64_t start_ns = clock_now_ns();
     capture->deadline_ns = UINT64_MAX;

@@ -20,7 +20,8 @@ static uint64_t guest_pages(const struct checkpoint *checkpoint)
 }
 #define DISK_LOG_DEFAULT   (64ull << 20)
 #define DISK_STALL_DEFAULT (500 * NS_PER_MS)
-#define DISK_GATHER_NS     (50 * NS_PER_MS) /* a round that is only for disks should bring something */
+#define DISK_GATHER_NS     (50 * NS_PER_MS)  /* a round that is only for disks should bring something */
+#define MEMORY_GATHER_NS   (100 * NS_PER_MS) /* and one that is only for what was found to differ */
 
 /* Populated at once: the first touch of a page costs more than its copy, and would come inside a pause. */
 static int staging_map(struct checkpoint *checkpoint)
@@ -61,6 +62,13 @@ static int new_disks(struct checkpoint *checkpoint)
         return error_set(-EINVAL, "a log of %llu bytes for changes of disks, at least %u are needed",
                          (unsigned long long)wanted.log_bytes, DISKS_LOG_MIN);
     return disks_new(&checkpoint->disks, checkpoint->source, &checkpoint->guest, &wanted);
+}
+
+static int new_known(struct checkpoint *checkpoint)
+{
+    const struct known_config wanted = {.wanted = checkpoint->config.page_sums_wanted,
+                                        .ctx = checkpoint->config.ctx};
+    return wanted.wanted ? known_new(&checkpoint->known, checkpoint->source, &checkpoint->guest, &wanted) : 0;
 }
 
 int checkpoint_new(struct checkpoint **ret_checkpoint, struct vmm *source,
@@ -114,6 +122,8 @@ int checkpoint_new(struct checkpoint **ret_checkpoint, struct vmm *source,
         r = cache_init(&checkpoint->cache, config->delta_bytes, guest_pages(checkpoint));
     if (r == 0)
         r = new_disks(checkpoint);
+    if (r == 0)
+        r = new_known(checkpoint);
     if (r < 0) {
         checkpoint_free(checkpoint);
         return r;
@@ -136,6 +146,7 @@ void checkpoint_free(struct checkpoint *checkpoint)
     if (!checkpoint)
         return;
     drop_records(checkpoint);
+    known_free(checkpoint->known);
     disks_free(checkpoint->disks);
     copier_fini(&checkpoint->copier);
     for (unsigned i = 0; checkpoint->lanes && i < checkpoint->config.lanes; i++)
@@ -252,8 +263,12 @@ int checkpoint_take_marks(struct checkpoint *checkpoint)
     if (r < 0) {
         /* Some marks may be gone without having been told. */
         pageset_fill(&checkpoint->pending);
+        if (checkpoint->known)
+            known_abandon(checkpoint->known, &checkpoint->pending);
         return error_add(r, "taking the marks of written pages");
     }
+    if (checkpoint->known)
+        known_written(checkpoint->known, checkpoint->marked.items, checkpoint->marked.count);
     for (size_t i = 0; i < checkpoint->marked.count; i++) {
         const struct vmm_range *range = &checkpoint->marked.items[i];
         pageset_add(&checkpoint->pending, range->block, range->first, range->pages);
@@ -302,6 +317,14 @@ void checkpoint_all_pending(struct checkpoint *checkpoint)
     pace_restart(&checkpoint->pace);
 }
 
+uint64_t checkpoint_uncompared(struct checkpoint *checkpoint)
+{
+    struct known_stats stats = {0};
+    if (checkpoint->known)
+        known_get_stats(checkpoint->known, &stats);
+    return stats.waiting_pages;
+}
+
 int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimate *ret_estimate)
 {
     struct vmm *source = checkpoint->source;
@@ -311,12 +334,13 @@ int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimat
     int r = source->ops->scan(source, false, &checkpoint->marked);
     if (r < 0)
         return error_add(r, "estimate");
-    uint64_t dirty = checkpoint->pending.count;
+    uint64_t waiting = checkpoint_uncompared(checkpoint), dirty = checkpoint->pending.count + waiting;
     for (size_t i = 0; i < checkpoint->marked.count; i++) {
         const struct vmm_range *range = &checkpoint->marked.items[i];
         dirty += pageset_missing(&checkpoint->pending, range->block, range->first, range->pages);
     }
-    bool behind = checkpoint->disks && disks_behind(checkpoint->disks);
+    bool behind =
+        waiting || checkpoint->compare_next || (checkpoint->disks && disks_behind(checkpoint->disks));
     struct disks_stats disks = {0};
     if (checkpoint->disks)
         disks_get_stats(checkpoint->disks, &disks);
@@ -327,7 +351,7 @@ int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimat
         .fixed_pause_ns = pace_pause_ns(&checkpoint->pace, 0),
         .send_ns = (uint64_t)(plan_page_ns(&checkpoint->plan) * sent_pages),
         .disk_bytes = disks.log_bytes,
-        .disks_behind = behind,
+        .behind = behind,
         .wants_round = behind || pace_wants_round(&checkpoint->pace, dirty, checkpoint->staging_pages,
                                                   checkpoint->config.pause_budget_ns),
     };
@@ -353,9 +377,13 @@ void checkpoint_start_round(struct checkpoint *checkpoint)
 {
     /* A round that lanes did not finish is not on the standby, whatever the caller believes. */
     plan_close(&checkpoint->plan);
+    bool compare = checkpoint->compare_next;
     if (!checkpoint->plan.complete)
         checkpoint_abandoned(checkpoint);
     begin_session(checkpoint);
+    checkpoint->compare_next = false;
+    if (compare)
+        known_begin(checkpoint->known, &checkpoint->pending);
     plan_rearm(&checkpoint->plan);
     if (checkpoint->disks)
         disks_session(checkpoint->disks);
@@ -414,6 +442,9 @@ int checkpoint_round(struct checkpoint *checkpoint, uint64_t generation, uint64_
     checkpoint_start_round(checkpoint);
     if (checkpoint->disks)
         disks_gather(checkpoint->disks, DISK_GATHER_NS);
+    if (checkpoint->known &&
+        known_take(checkpoint->known, MEMORY_GATHER_NS, &checkpoint->pending, &checkpoint->inflight))
+        pace_restart(&checkpoint->pace); /* how much was found to differ says nothing of what is written */
     struct pace_times times = {0};
     int r = fault_point(FAULT_COPY_ROUND);
     if (r == 0)
@@ -430,6 +461,8 @@ int checkpoint_round(struct checkpoint *checkpoint, uint64_t generation, uint64_
     }
     if (checkpoint->disks)
         disks_cut(checkpoint->disks, false, &checkpoint->disk_round);
+    if (checkpoint->known)
+        known_sending(checkpoint->known, pages);
     checkpoint_publish(checkpoint, pages, generation, epoch, round);
     *ret_pages = pages;
     checkpoint_seal(checkpoint, 0);
@@ -458,14 +491,30 @@ void checkpoint_abandoned(struct checkpoint *checkpoint)
         disks_abandon(checkpoint->disks);
     pageset_merge(&checkpoint->pending, &checkpoint->inflight);
     pageset_clear(&checkpoint->inflight);
+    if (checkpoint->known)
+        known_abandon(checkpoint->known, &checkpoint->pending);
+    checkpoint->compare_next = false;
     pace_restart(&checkpoint->pace);
 }
 
 void checkpoint_cancel(struct checkpoint *checkpoint)
 {
     plan_cancel(&checkpoint->plan);
+    if (checkpoint->known)
+        known_cancel(checkpoint->known);
     if (checkpoint->disks)
         disks_cancel(checkpoint->disks);
+}
+
+void checkpoint_compare_memory(struct checkpoint *checkpoint)
+{
+    checkpoint->compare_next = checkpoint->known != NULL;
+}
+
+void checkpoint_page_sums(struct checkpoint *checkpoint, const struct message_page_sums *sums)
+{
+    if (checkpoint->known)
+        known_sums(checkpoint->known, sums);
 }
 
 void checkpoint_compare_disks(struct checkpoint *checkpoint)
@@ -483,12 +532,17 @@ void checkpoint_disk_sums(struct checkpoint *checkpoint, const struct message_su
 void checkpoint_get_stats(struct checkpoint *checkpoint, struct checkpoint_stats *ret_stats)
 {
     struct disks_stats disks = {0};
+    struct known_stats known = {0};
     if (checkpoint->disks)
         disks_get_stats(checkpoint->disks, &disks);
+    if (checkpoint->known)
+        known_get_stats(checkpoint->known, &known);
     scope_lock(&checkpoint->lock);
     *ret_stats = checkpoint->stats;
+    ret_stats->pages_compared = known.compared_pages;
+    ret_stats->pages_known = known.known_pages;
     ret_stats->disks = disks;
-    ret_stats->memory_bytes += disks.memory_bytes;
+    ret_stats->memory_bytes += disks.memory_bytes + known.memory_bytes;
     ret_stats->compressing =
         checkpoint->lz4_allowed &&
         (checkpoint->config.compression == CHECKPOINT_COMPRESS_LZ4 ||

@@ -52,6 +52,8 @@ struct checkpoint_config {
     /* The standby is to be asked what it has in these blocks of WIRE_SUMS_BLOCK bytes (SUMS_WANTED);
      * checkpoint_disk_sums() is the answer. As disk_lost; NULL: it cannot be. */
     void (*disk_sums_wanted)(void *ctx, uint32_t disk, uint64_t first, uint32_t count);
+    /* The same for pages of memory (PAGE_SUMS_WANTED, checkpoint_page_sums()); NULL: it cannot be asked. */
+    void (*page_sums_wanted)(void *ctx, uint32_t block, uint64_t first, uint32_t count);
     /* A round is complete: all its frames were produced. Called on a lane's thread (or the owner's, for an
      * empty round); must not call back into the checkpoint. */
     void (*round_sent)(void *ctx, uint64_t epoch, uint32_t round, const struct message_totals *totals);
@@ -90,19 +92,22 @@ void checkpoint_all_pending(struct checkpoint *checkpoint);
 /* After checkpoint_begin() or checkpoint_all_pending(), if the standby can say what it has (negotiated): what
  * is on its disks already is not sent, until everything was read once. */
 void checkpoint_compare_disks(struct checkpoint *checkpoint);
-/* The standby's answer. Any thread. */
+/* The same for memory. Before the session's first round; until all is compared there are only live rounds. */
+void checkpoint_compare_memory(struct checkpoint *checkpoint);
+/* The standby's answers. Any thread. */
+void checkpoint_page_sums(struct checkpoint *checkpoint, const struct message_page_sums *sums);
 void checkpoint_disk_sums(struct checkpoint *checkpoint, const struct message_sums *sums);
 
 struct checkpoint_estimate {
-    uint64_t dirty_pages;    /* pending + marked now (a live scan that clears nothing) */
+    uint64_t dirty_pages;    /* pending + marked now (a live scan that clears nothing) + to be compared */
     uint64_t pause_ns;       /* predicted pause of a capture now, from measured costs */
     uint64_t fixed_pause_ns; /* the same without any dirty page */
     uint64_t send_ns;        /* predicted time in which the lanes carry it, changes of disks included */
     uint64_t disk_bytes;     /* changes of disks that wait to be sent */
     bool
         wants_round; /* a live round first would pay: over the pause budget or over staging, and converging */
-    bool disks_behind; /* parts of the disks must be read and sent first (then wants_round is set, too): a
-                          capture would fail with -ETIME */
+    bool behind; /* parts of the disks must be read and sent first, or memory be compared (then wants_round
+                    is set, too): a capture would fail with -ETIME */
 };
 int checkpoint_estimate(struct checkpoint *checkpoint, struct checkpoint_estimate *ret_estimate);
 
@@ -128,12 +133,11 @@ struct checkpoint_capture {
 
 /*
  * The final round: capture. Returns 0 when the guest runs again and the frames can be produced; the caller
- * sends COMMIT when round_sent() has come. -ETIME: the pause limit would have been passed; the guest runs,
- * or the
- * disks are behind; everything is pending again and nothing of the round was sent: it may be tried again. Any
- * other negative errno likewise leaves the guest running and nothing lost, but frames of the round may be
- * out, so that the session must end; -ETIMEDOUT is such a failure: the lanes were too slow for pages that did
- * not fit in staging. `verify` may be NULL.
+ * sends COMMIT when round_sent() has come. -ETIME: the pause limit would have been passed, or disks or memory
+ * are behind; the guest runs, everything is pending again and nothing of the round was sent: it may be tried
+ * again. Any other negative errno likewise leaves the guest running and nothing lost, but frames of the round
+ * may be out, so that the session must end; -ETIMEDOUT is such a failure: the lanes were too slow for pages
+ * that did not fit in staging. `verify` may be NULL.
  */
 int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
                        struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture);
@@ -172,9 +176,10 @@ struct checkpoint_stats {
     uint64_t pages_zero, pages_raw, pages_lz4; /* sent, by encoding */
     uint64_t pages_delta;                      /* sent as changes */
     uint64_t pages_same;                       /* marked as written, and not sent: the standby has them so */
-    uint64_t bytes_guest, bytes_payload;       /* of all those pages; as encoded */
-    uint64_t bytes_lz4;                        /* of pages_lz4 as encoded */
-    uint64_t bytes_delta;                      /* payload of the frames that carry changes */
+    uint64_t pages_compared, pages_known; /* with what the standby says that it has; of those, not sent */
+    uint64_t bytes_guest, bytes_payload;  /* of all those but the latter; as encoded */
+    uint64_t bytes_lz4;                   /* of pages_lz4 as encoded */
+    uint64_t bytes_delta;                 /* payload of the frames that carry changes */
     uint64_t bytes_delta_saved, bytes_same_saved; /* against whole pages, at the ratio measured then */
     uint64_t delta_hits, delta_misses;            /* pages of which the standby's copy was known; was not */
     uint64_t delta_memory_bytes;                  /* part of memory_bytes */

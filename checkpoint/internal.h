@@ -7,6 +7,7 @@
 #include "checkpoint/copier.h"
 #include "checkpoint/disks.h"
 #include "checkpoint/encode.h"
+#include "checkpoint/known.h"
 #include "checkpoint/pace.h"
 #include "checkpoint/pageset.h"
 #include "checkpoint/plan.h"
@@ -46,6 +47,8 @@ struct checkpoint {
     /* Lanes read these two like `round`. */
     bool delta_on;                  /* this session may send changes: the cache is kept */
     bool delta_bases;               /* and does, since the standby has acknowledged an epoch of it */
+    struct known *known;            /* NULL: nobody can be asked; has its own lock */
+    bool compare_next;              /* owner's thread: the next round begins with known_begin() */
     struct disks *disks;            /* NULL: the guest has none; has its own lock */
     struct disk_records disk_round; /* cut, not published yet */
 
@@ -81,6 +84,9 @@ void checkpoint_seal(struct checkpoint *checkpoint, uint64_t state_bytes);
 
 /* The round that was published will not be finished: its pages are pending again. */
 void checkpoint_unpublish(struct checkpoint *checkpoint);
+
+/* Pages that have to be compared or sent in live rounds before anything can be captured. */
+uint64_t checkpoint_uncompared(struct checkpoint *checkpoint);
 
 /* Recount what the checkpoint holds. */
 void checkpoint_account(struct checkpoint *checkpoint);

@@ -79,6 +79,20 @@ void pageset_add(struct pageset *set, uint32_t index, uint64_t first, uint64_t p
     }
 }
 
+void pageset_remove(struct pageset *set, uint32_t index, uint64_t first, uint64_t pages)
+{
+    const struct pageset_block *block = block_of(set, index, first, pages);
+    uint64_t end = first + pages;
+    for (uint64_t word = first / WORD_BITS; word * WORD_BITS < end; word++) {
+        uint64_t gone = mask_of(word, first, end) & block->words[word];
+        block->words[word] &= ~gone;
+        /* Walks believe the summary. */
+        if (!block->words[word])
+            block->summary[word / WORD_BITS] &= ~(1ull << (word % WORD_BITS));
+        set->count -= (uint64_t)__builtin_popcountll(gone);
+    }
+}
+
 uint64_t pageset_missing(const struct pageset *set, uint32_t index, uint64_t first, uint64_t pages)
 {
     const struct pageset_block *block = block_of(set, index, first, pages);

@@ -29,6 +29,7 @@ int pageset_init(struct pageset *set, const struct vmm_description *guest);
 void pageset_fini(struct pageset *set);
 
 void pageset_add(struct pageset *set, uint32_t block, uint64_t first, uint64_t pages);
+void pageset_remove(struct pageset *set, uint32_t block, uint64_t first, uint64_t pages);
 void pageset_fill(struct pageset *set);
 void pageset_clear(struct pageset *set);
 /* Both sets are of one guest. */

@@ -230,8 +230,9 @@ static void print_status(const json_t *s)
         printf("  dirty pages    p50 %.0f, max %.0f; every %.0f ms; %.1f checkpoints/s\n",
                inner_number(s, "dirty_pages", "p50"), inner_number(s, "dirty_pages", "max"),
                number(s, "interval_ms"), number(s, "checkpoints_per_s"));
-        printf("  last copy      %.1f MiB in %.2f s\n", inner_number(s, "initial_copy", "bytes") / 1048576,
-               inner_number(s, "initial_copy", "seconds"));
+        printf("  last copy      %.1f MiB in %.2f s, %.1f MiB known there\n",
+               inner_number(s, "initial_copy", "bytes") / 1048576, inner_number(s, "initial_copy", "seconds"),
+               inner_number(s, "initial_copy", "known_bytes") / 1048576);
     }
     printf("  wire           %.1f MiB, %s, %.0f lanes%s\n", number(s, "wire_bytes") / 1048576,
            words(s, "tls")[0] ? words(s, "tls") : "not connected yet", number(s, "lanes"),

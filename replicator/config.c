@@ -328,6 +328,7 @@ static int finish(struct parse *parse, const char *wanted)
     role->staging_bytes = config->standby_staging_bytes;
     role->optional =
         WIRE_FEATURE_VERIFY | WIRE_FEATURE_DISK | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS |
+        WIRE_FEATURE_PAGE_SUMS |
         (config->compression == CONFIG_COMPRESSION_NONE ? 0 : WIRE_FEATURE_LZ4 | WIRE_FEATURE_STATE_LZ4) |
         (config->delta_bytes ? WIRE_FEATURE_DELTA : 0);
     memcpy(role->vm_uuid, config->uuid, sizeof role->vm_uuid);

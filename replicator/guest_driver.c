@@ -47,12 +47,24 @@ int guest_launch(struct vmm **ret_target, const struct config *config, const cha
     return qemu_launch(ret_target, &launch);
 }
 
-int guest_retire(const struct config *config, bool *ret_ended)
+int guest_retire(const struct config *config, bool keep, struct guest_retired *ret_retired)
 {
+    struct guest_retired retired = {0};
+    struct qemu_retired of_qemu = {0};
     struct qemu_domain domain;
-    if (config->self.vmm)
-        return kvm_retire(config->self.vmm, ret_ended);
-    return qemu_retire(config->self.qmp, config_domain(config, &domain) ? &domain : NULL, ret_ended);
+    int r;
+    if (config->self.vmm) {
+        r = kvm_retire(config->self.vmm, &retired.ended, keep ? &retired.keep : NULL, retired.why,
+                       sizeof retired.why);
+    } else {
+        r = qemu_retire(config->self.qmp, config_domain(config, &domain) ? &domain : NULL, keep, &of_qemu);
+        retired.ended = of_qemu.ended;
+        retired.keep = of_qemu.keep;
+        memcpy(retired.why, of_qemu.why, sizeof retired.why);
+    }
+    if (r == 0)
+        *ret_retired = retired;
+    return r;
 }
 
 static int kvm_state(const struct config *config, enum guest_state *ret_state)

@@ -3,6 +3,7 @@
 #define UNDERSTUDY_REPLICATOR_GUEST_DRIVER_H
 
 #include "replicator/config.h"
+#include "vmm/keep.h"
 #include "vmm/vmm.h"
 
 /*
@@ -16,8 +17,14 @@ int guest_attach(struct vmm **ret_source, const struct config *config);
 /* Start one that waits; `pid_path` records its process. */
 int guest_launch(struct vmm **ret_target, const struct config *config, const char *pid_path);
 
-/* End the guest that an engine left behind here, stopped for good; *ret_ended: there was one. */
-int guest_retire(const struct config *config, bool *ret_ended);
+/* End the guest that an engine left behind here, stopped for good. With `keep` its memory is copied first,
+ * where the host has room for it. */
+struct guest_retired {
+    bool ended;            /* there was one */
+    struct vmm_keep *keep; /* the caller's to free; NULL: nothing is kept */
+    char why[256];         /* and why, if it was to be */
+};
+int guest_retire(const struct config *config, bool keep, struct guest_retired *ret_retired);
 
 /* Does the guest run here, or stand still having run? */
 enum guest_state { GUEST_NONE, GUEST_STOPPED, GUEST_RUNS };

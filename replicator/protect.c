@@ -213,8 +213,28 @@ static void begin(struct protect *protect, const struct role_action *action)
     protect->copy_began_ns = clock_now_ns();
     protect->copy_bytes_before = stats.bytes_guest;
     protect->copy_payload_before = stats.bytes_payload + stats.disk_bytes_payload;
+    protect->copy_compared_before = stats.pages_compared;
+    protect->copy_known_before = stats.pages_known;
     protect->copy_rounds = 0;
     protect_begin(protect, action);
+}
+
+/* The session's first epoch is whole. */
+static void copied(struct protect *protect)
+{
+    struct checkpoint_stats stats;
+    checkpoint_get_stats(protect->checkpoint, &stats);
+    protect->copying = false;
+    protect->copy_ns = clock_now_ns() - protect->copy_began_ns;
+    protect->copy_bytes = stats.bytes_guest - protect->copy_bytes_before;
+    protect->copy_known = (stats.pages_known - protect->copy_known_before) * VMM_PAGE_BYTES;
+    uint64_t compared = (stats.pages_compared - protect->copy_compared_before) * VMM_PAGE_BYTES;
+    if (compared)
+        log_notice("session with %s: full copy, %llu MiB of %llu MiB compared were known there",
+                   protect->hub.config->peer.name, (unsigned long long)(protect->copy_known >> 20),
+                   (unsigned long long)(compared >> 20));
+    if (!protect->first_protected_ns)
+        protect->first_protected_ns = clock_now_ns();
 }
 
 static void committed(struct protect *protect, const struct role_action *action)
@@ -225,15 +245,8 @@ static void committed(struct protect *protect, const struct role_action *action)
     protect_gate_release(protect, action->epoch);
     protect->checkpoints++;
     protect->probe_acknowledged = protect->probe_captured;
-    if (protect->copying) {
-        struct checkpoint_stats stats;
-        checkpoint_get_stats(protect->checkpoint, &stats);
-        protect->copying = false;
-        protect->copy_ns = clock_now_ns() - protect->copy_began_ns;
-        protect->copy_bytes = stats.bytes_guest - protect->copy_bytes_before;
-        if (!protect->first_protected_ns)
-            protect->first_protected_ns = clock_now_ns();
-    }
+    if (protect->copying)
+        copied(protect);
     protect_guest_do(protect, PROTECT_COMMITTED);
     protect_verify_committed(protect, status.session, status.generation, action->epoch);
 }
@@ -379,6 +392,7 @@ static int make_checkpoint(struct protect *protect)
         .disk_log_bytes = config->disk_log_bytes,
         .disk_lost = protect_disk_lost,
         .disk_sums_wanted = protect_sums_wanted,
+        .page_sums_wanted = protect_page_sums_wanted,
         .mark_begin = protect_gate_mark_begin,
         .mark_end = protect_gate_mark_end,
         .ctx = protect,

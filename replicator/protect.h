@@ -74,8 +74,8 @@ struct protect {
     /* figures */
     struct histogram pause_us, dirty, part_us[5]; /* parts: stop, scan, copy, state, resume */
     uint64_t last_pause_us, last_dirty, checkpoints;
-    uint64_t copy_began_ns, copy_ns, copy_bytes_before, copy_payload_before, copy_bytes,
-        copy_rounds; /* the session's first epoch */
+    uint64_t copy_began_ns, copy_ns, copy_bytes_before, copy_payload_before, copy_bytes, copy_compared_before,
+        copy_known_before, copy_known, copy_rounds; /* the session's first epoch */
     bool copying, copied;
     uint64_t probe_captured, probe_acknowledged;
     uint64_t first_protected_ns;
@@ -172,6 +172,9 @@ void protect_slow_tick(struct protect *protect, uint64_t now_ns);
 /* As checkpoint_config.disk_sums_wanted. */
 void protect_sums_wanted(void *daemon, uint32_t disk, uint64_t first, uint32_t count);
 int protect_sums_answer(struct protect *protect, const struct wire_frame *frame);
+/* The same of pages. */
+void protect_page_sums_wanted(void *daemon, uint32_t block, uint64_t first, uint32_t count);
+int protect_page_sums_answer(struct protect *protect, const struct wire_frame *frame);
 
 /* protect_verify.c */
 void protect_verify_request(struct protect *protect, uint64_t client, json_t *request);

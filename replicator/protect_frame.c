@@ -52,6 +52,10 @@ int protect_event_of_frame(struct protect *protect, const struct wire_frame *fra
         event->type = EVENT_HEARTBEAT;
         event->epoch = 0;
         return protect_sums_answer(protect, frame);
+    case WIRE_PAGE_SUMS:
+        event->type = EVENT_HEARTBEAT;
+        event->epoch = 0;
+        return protect_page_sums_answer(protect, frame);
     default:
         return error_set(-EPROTO, "%s: not expected by a primary", wire_type_name(frame->type));
     }

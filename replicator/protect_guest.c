@@ -22,7 +22,7 @@
 struct guest_job {
     struct job job;
     struct role_event event; /* the reply */
-    bool full, compare, capture, final;
+    bool full, compare_disks, compare_memory, capture, final;
     uint64_t generation, downtime_ns, captured_ns;
     struct migrate_costs costs;
     uint64_t dirty_bytes;
@@ -49,8 +49,10 @@ static void run_begin(struct job *base, void *daemon)
         r = checkpoint_begin(protect->checkpoint);
     else if (job->full)
         checkpoint_all_pending(protect->checkpoint);
-    if (r == 0 && job->full && job->compare)
+    if (r == 0 && job->full && job->compare_disks)
         checkpoint_compare_disks(protect->checkpoint);
+    if (r == 0 && job->full && job->compare_memory)
+        checkpoint_compare_memory(protect->checkpoint);
     if (r == 0)
         protect->begun = true;
     remember(job, r);
@@ -88,7 +90,7 @@ static bool judge_switchover(struct protect *protect, struct guest_job *job,
     if (!job->downtime_ns)
         return false;
     enum migrate_step step =
-        migrate_next(&job->costs, job->downtime_ns, job->final, estimate->disks_behind, !job->capture);
+        migrate_next(&job->costs, job->downtime_ns, job->final, estimate->behind, !job->capture);
     estimate->wants_round |= step == MIGRATE_ROUND;
     return step == MIGRATE_NOW;
 }
@@ -140,8 +142,8 @@ static void run_round(struct job *base, void *daemon)
         capture_final(protect, job);
         return;
     }
-    /* However many rounds there were: no capture can be without the disks. */
-    if (r == 0 && (job->capture ? estimate.disks_behind : estimate.wants_round)) {
+    /* However many rounds there were: no capture can be without the disks, or what is still compared. */
+    if (r == 0 && (job->capture ? estimate.behind : estimate.wants_round)) {
         r = checkpoint_round(protect->checkpoint, job->generation, epoch, round, &job->event.pages);
     } else if (r == 0) {
         r = checkpoint_capture(protect->checkpoint, job->generation, epoch, round, job->verify,
@@ -276,7 +278,8 @@ void protect_begin(struct protect *protect, const struct role_action *action)
     struct role_status status;
     primary_get_status(protect->machine, &status);
     job->full = action->full;
-    job->compare = status.optional & WIRE_FEATURE_DISK_SUMS;
+    job->compare_disks = status.optional & WIRE_FEATURE_DISK_SUMS;
+    job->compare_memory = status.optional & WIRE_FEATURE_PAGE_SUMS;
     worker_submit(protect->hub.worker, &job->job);
 }
 

@@ -116,9 +116,9 @@ json_t *protect_status(struct protect *protect)
     json_object_set_new(object, "pause_parts_p50_ms", parts(protect));
     json_object_set_new(object, "dirty_pages", distribution(&protect->dirty, protect->last_dirty, 1));
     json_object_set_new(object, "initial_copy",
-                        json_pack("{s:I, s:f, s:I}", "bytes", (json_int_t)protect->copy_bytes, "seconds",
-                                  (double)protect->copy_ns / 1e9, "rounds",
-                                  (json_int_t)protect->copy_rounds));
+                        json_pack("{s:I, s:f, s:I, s:I}", "bytes", (json_int_t)protect->copy_bytes, "seconds",
+                                  (double)protect->copy_ns / 1e9, "rounds", (json_int_t)protect->copy_rounds,
+                                  "known_bytes", (json_int_t)protect->copy_known));
     json_object_set_new(object, "pages",
                         json_pack("{s:I, s:I, s:I}", "zero", (json_int_t)stats.pages_zero, "raw",
                                   (json_int_t)stats.pages_raw, "lz4", (json_int_t)stats.pages_lz4));
@@ -160,7 +160,8 @@ void protect_progress(void *daemon, char *ret_line, size_t room)
         uint64_t total = 0;
         for (size_t i = 0; i < protect->description.block_count; i++)
             total += protect->description.blocks[i].bytes;
-        double done = (double)(stats.bytes_guest - protect->copy_bytes_before);
+        double done = (double)(stats.bytes_guest - protect->copy_bytes_before) +
+                      (double)((stats.pages_known - protect->copy_known_before) * VMM_PAGE_BYTES);
         double seconds = (double)(clock_now_ns() - protect->copy_began_ns) / 1e9;
         snprintf(ret_line, room, "%s: copying %.0f of %.0f MiB, %.0f MiB/s, round %llu",
                  protect->hub.config->name, done / 1048576, (double)total / 1048576,

@@ -136,6 +136,10 @@ static int take_frame(struct standbyd *standbyd, uint64_t link, const struct wir
         event.epoch = 0;
         r = standbyd_sums(standbyd, link, frame);
         break;
+    case WIRE_PAGE_SUMS_WANTED:
+        event.epoch = 0;
+        r = standbyd_page_sums(standbyd, link, frame);
+        break;
     case WIRE_SWITCH:
         event.type = EVENT_SWITCH;
         break;

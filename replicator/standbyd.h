@@ -36,6 +36,7 @@ struct standbyd {
     bool restore_ours;     /* the main thread and the lanes may use `restore` */
     bool verifying;        /* a VERIFY is on the guest's thread */
     unsigned sums_waiting; /* and so many SUMS_WANTED */
+    unsigned page_sums_waiting;
     struct role_action prepare;
     uint64_t session; /* newest */
     uint64_t heartbeats, sessions;
@@ -62,6 +63,7 @@ void standbyd_close_guest(struct standbyd *standbyd);
 void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
 /* -EPROTO: not now, or not so. */
 int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
+int standbyd_page_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
 
 /* standbyd.c */
 /* One tenure as standby, until it ends or hub.turn. Everything behind `hub` is zero. */

@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
-/* What a primary asks, and the guest's thread finds out: VERIFY, SUMS_WANTED. */
+/* What a primary asks, and the guest's thread finds out: VERIFY, SUMS_WANTED, PAGE_SUMS_WANTED. */
 
 static void cannot_answer(struct standbyd *standbyd, uint64_t link, const char *text)
 {
@@ -133,6 +133,76 @@ int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_fr
     job->link = link;
     job->wanted = wanted;
     standbyd->sums_waiting++;
+    worker_submit(standbyd->hub.worker, &job->job);
+    return 0;
+}
+
+/* --- page sums --- */
+
+#define PAGE_SUMS_WAITING_MAX 16
+
+struct page_sums_job {
+    struct job job;
+    uint64_t link;
+    struct message_page_sums sums; /* wanted; then said */
+    int code;
+    char text[ERROR_TEXT_MAX];
+    uint8_t digests[WIRE_PAGE_SUMS_MAX * WIRE_DIGEST_BYTES];
+};
+
+static void run_page_sums(struct job *base, void *daemon)
+{
+    struct page_sums_job *job = (struct page_sums_job *)base;
+    struct standbyd *standbyd = daemon;
+    if (__atomic_load_n(&standbyd->session, __ATOMIC_RELAXED) != job->link || !standbyd->restore)
+        job->code = error_set(-ECANCELED, "PAGE_SUMS_WANTED: the session is over");
+    else
+        job->code = restore_page_sums(standbyd->restore, &job->sums, &job->sums.count, job->digests);
+    if (job->code < 0)
+        snprintf(job->text, sizeof job->text, "%s", error_text());
+}
+
+static void deliver_page_sums(struct note *note, void *daemon)
+{
+    struct page_sums_job *job = (struct page_sums_job *)note;
+    struct standbyd *standbyd = daemon;
+    struct role_status status;
+    uint8_t payload[sizeof(struct wire_page_sums) + sizeof job->digests];
+    standbyd->page_sums_waiting--;
+    standby_get_status(standbyd->machine, &status);
+    if (job->code == -ECANCELED || status.session != job->link)
+        return;
+    if (job->code < 0) {
+        cannot_answer(standbyd, job->link, job->text);
+        return;
+    }
+    struct wire_page_sums head;
+    size_t bytes = (size_t)job->sums.count * WIRE_DIGEST_BYTES;
+    message_page_sums_build(&job->sums, &head);
+    memcpy(payload, &head, sizeof head);
+    memcpy(payload + sizeof head, job->digests, bytes);
+    links_send(standbyd->hub.links, job->link, WIRE_PAGE_SUMS, status.generation, 0, payload,
+               sizeof head + bytes);
+}
+
+int standbyd_page_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
+{
+    struct role_status status;
+    struct message_page_sums wanted;
+    int r = message_page_sums_wanted_parse(frame, &wanted);
+    standby_get_status(standbyd->machine, &status);
+    if (r == 0 &&
+        (status.session != link || !standbyd->restore_ours ||
+         (status.state != STANDBY_GREETED && status.state != STANDBY_RECEIVING) ||
+         !(status.optional & WIRE_FEATURE_PAGE_SUMS) || standbyd->page_sums_waiting >= PAGE_SUMS_WAITING_MAX))
+        r = error_set(-EPROTO, "PAGE_SUMS_WANTED while %s, with %u that wait", role_state_name(status.state),
+                      standbyd->page_sums_waiting);
+    if (r < 0)
+        return r;
+    struct page_sums_job *job = job_new(sizeof *job, run_page_sums, deliver_page_sums);
+    job->link = link;
+    job->sums = wanted;
+    standbyd->page_sums_waiting++;
     worker_submit(standbyd->hub.worker, &job->job);
     return 0;
 }

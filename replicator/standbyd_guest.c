@@ -15,7 +15,7 @@
 struct standby_job {
     struct job job;
     struct role_event event;
-    bool fresh;
+    bool fresh, keep_memory;
     struct peer_guest *described; /* this job's copy */
     int pid;
     uint64_t probe;
@@ -84,18 +84,37 @@ static void on_journal_notice(void *ctx, const char *text)
 }
 
 /* Not before its place is needed: who needs it runs the guest by a newer right. */
-static int retire(const struct config *config)
+static int retire(const struct config *config, bool keep, struct vmm_keep **ret_keep)
 {
-    bool ended = false;
-    int r = guest_retire(config, &ended);
+    struct guest_retired retired = {0};
+    int r = guest_retire(config, keep, &retired);
     if (r < 0)
         return error_add(r, "end the guest that was left behind here");
-    if (ended)
+    if (retired.ended)
         log_notice("the guest that was left behind here, stopped, is gone: its place is needed");
+    if (retired.why[0])
+        log_notice("its memory could not be kept, so all of the guest's will be copied: %s", retired.why);
+    *ret_keep = retired.keep;
     return 0;
 }
 
-static int launch(struct standbyd *standbyd)
+/* What the guest that was here left is worth nothing by itself; the primary finds out what of it is right. */
+static bool fill(struct standbyd *standbyd, struct vmm_keep *keep)
+{
+    uint64_t bytes;
+    if (!keep)
+        return false;
+    int r = vmm_keep_fill(keep, standbyd->guest, &bytes);
+    vmm_keep_free(keep);
+    if (r < 0)
+        log_warning("the memory of the guest that was here is not used: %s", error_text());
+    else
+        log_notice("%llu MiB of the memory of the guest that was here are kept, to be compared",
+                   (unsigned long long)(bytes >> 20));
+    return r == 0;
+}
+
+static int launch(struct standbyd *standbyd, bool keep_memory)
 {
     const struct config *config = standbyd->hub.config;
     struct restore_config restore = {.staging_bytes = config->standby_staging_bytes,
@@ -106,11 +125,15 @@ static int launch(struct standbyd *standbyd)
                                      .journal_sync = config->journal_sync,
                                      .notice = on_journal_notice};
     memcpy(restore.vm_uuid, config->uuid, sizeof restore.vm_uuid);
+    struct vmm_keep *keep = NULL;
     int r = fault_point(FAULT_PREPARE);
     if (r == 0 && standbyd->retires)
-        r = retire(config);
+        r = retire(config, keep_memory, &keep);
     if (r == 0)
         r = guest_launch(&standbyd->guest, config, standbyd->hub.pid_path);
+    if (r == 0)
+        restore.filled = fill(standbyd, take_ptr(keep));
+    vmm_keep_free(keep);
     if (r == 0)
         r = restore_new(&standbyd->restore, standbyd->guest, &restore);
     if (r < 0) {
@@ -147,7 +170,7 @@ static void run_prepare(struct job *base, void *daemon)
     if (job->fresh || standbyd->guest_failed)
         discard(standbyd);
     job->event.refusal = WIRE_REFUSE_GUEST;
-    int r = standbyd->guest ? 0 : launch(standbyd);
+    int r = standbyd->guest ? 0 : launch(standbyd, job->keep_memory);
     if (r == 0) {
         standbyd->guest->ops->describe(standbyd->guest, &ours);
         job->pid = guest_pid(standbyd->guest);
@@ -207,7 +230,10 @@ void standbyd_prepare(struct standbyd *standbyd)
         standbyd->described.link != standbyd->prepare.session)
         return;
     struct standby_job *job = standby_job(EVENT_PREPARED, &standbyd->prepare, run_prepare, deliver_prepared);
+    struct role_status status;
+    standby_get_status(standbyd->machine, &status);
     job->fresh = standbyd->prepare.fresh;
+    job->keep_memory = status.optional & WIRE_FEATURE_PAGE_SUMS;
     job->described = copy_description(&standbyd->described);
     if (!job->described)
         abort();

@@ -40,6 +40,7 @@ struct restore {
 
     atomic_ullong direct_pages; /* of the present epoch, written to the guest */
 
+    bool filled; /* the guest's thread: its memory holds more than a fresh guest's */
     bool loaded; /* the guest's thread: the target holds the device state and takes no other checkpoint */
 
     /* Leaf lock of what follows; never held together with that of account, state or staging. */

@@ -32,6 +32,7 @@ int restore_new(struct restore **ret_restore, struct vmm *target, const struct r
         return error_set(-ENOMEM, "restore: out of memory");
     restore->target = target;
     restore->config = *config;
+    restore->filled = config->filled;
     target->ops->describe(target, &restore->description);
     uint64_t bytes = config->staging_bytes;
     for (size_t i = 0; !config->staging_bytes && i < restore->description.block_count; i++)
@@ -90,6 +91,7 @@ int restore_session(struct restore *restore, const uint32_t *map, uint32_t map_c
         return r;
     staging_drop(&restore->staging);
     state_drop(&restore->state);
+    restore->filled |= restore->map_count > 0; /* by the session before */
     for (uint32_t i = 0; i < map_count; i++) {
         assert(map[i] < restore->description.block_count);
         restore->map[i] = map[i];

@@ -40,6 +40,8 @@ struct restore_config {
     void (*round_complete)(void *ctx, uint64_t epoch, uint32_t round, bool commit, int code,
                            const char *text);
     void *ctx;
+    /* The guest's memory was filled with something that a primary may know (restore_page_sums()). */
+    bool filled;
     /* For a guest with disks: changes wait in the files PATH.0 and PATH.1 until their epoch is committed. */
     const char *journal_path;
     uint64_t journal_bytes_max; /* bound on both together; 0: 4 GiB */
@@ -110,6 +112,13 @@ int restore_verify(struct restore *restore, const struct message_verify *verify,
 /* What the guest's disks have, for a primary that would rather not send it: a digest of WIRE_DIGEST_BYTES for
  * each block that is wanted. While a session is up. -EPROTO: no such blocks. -ECANCELED: it is over. */
 int restore_disk_sums(struct restore *restore, const struct message_sums *wanted, uint8_t *ret_digests);
+
+/* The same for pages of its memory, of a block as the source counts them. *ret_count is 0 when nothing was
+ * ever written there, so that no digest is worth its time, else as wanted. Owner's thread; as long as no
+ * epoch was committed lanes may write to the guest meanwhile, and what is said of such a page is worth
+ * nothing. */
+int restore_page_sums(struct restore *restore, const struct message_page_sums *wanted, uint32_t *ret_count,
+                      uint8_t *ret_digests);
 
 /* The 8 bytes (little-endian) at a block and offset of the committed checkpoint (which is applied first, if
  * need be); they must not cross a page. -ENOENT: no such block. -ERANGE: not within it. -ENODATA. */

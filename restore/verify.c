@@ -54,6 +54,53 @@ int restore_verify(struct restore *restore, const struct message_verify *verify,
     return 0;
 }
 
+static int digest_page(const uint8_t *page, uint8_t ret_digest[WIRE_DIGEST_BYTES])
+{
+    static const uint8_t zeros[VMM_PAGE_BYTES];
+    static _Thread_local uint8_t zero[WIRE_DIGEST_BYTES];
+    static _Thread_local bool zero_known;
+    if (memcmp(page, zeros, sizeof zeros) != 0)
+        return wire_digest(page, VMM_PAGE_BYTES, ret_digest);
+    int r = zero_known ? 0 : wire_digest(zeros, sizeof zeros, zero);
+    zero_known = r == 0;
+    memcpy(ret_digest, zero, sizeof zero);
+    return r;
+}
+
+int restore_page_sums(struct restore *restore, const struct message_page_sums *wanted, uint32_t *ret_count,
+                      uint8_t *ret_digests)
+{
+    if (wanted->block >= restore->map_count)
+        return error_set(-EPROTO, "PAGE_SUMS_WANTED: block %" PRIu32 ", the guest has %" PRIu32,
+                         wanted->block, restore->map_count);
+    uint32_t index = restore->map[wanted->block];
+    const struct vmm_block *block = &restore->description.blocks[index];
+    uint64_t pages = block->bytes >> VMM_PAGE_SHIFT;
+    if (wanted->first >= pages || wanted->count > pages - wanted->first)
+        return error_set(-EPROTO,
+                         "PAGE_SUMS_WANTED: %" PRIu32 " pages from %" PRIu64 ": block '%s' has %" PRIu64,
+                         wanted->count, wanted->first, block->name, pages);
+    if (!restore->filled) {
+        *ret_count = 0;
+        return 0;
+    }
+    uint8_t *copy cleanup_free = malloc((size_t)READ_PAGES << VMM_PAGE_SHIFT);
+    if (!copy)
+        return error_set(-ENOMEM, "PAGE_SUMS_WANTED: out of memory");
+    for (uint32_t i = 0; i < wanted->count; i += READ_PAGES) {
+        uint32_t left = wanted->count - i, count = left < READ_PAGES ? left : READ_PAGES;
+        struct vmm_range range = {index, wanted->first + i, count};
+        int r = restore->target->ops->read(restore->target, &range, 1, copy);
+        for (uint32_t k = 0; r == 0 && k < count; k++)
+            r = digest_page(copy + ((size_t)k << VMM_PAGE_SHIFT),
+                            ret_digests + (size_t)(i + k) * WIRE_DIGEST_BYTES);
+        if (r < 0)
+            return error_add(r, "digests of block '%s'", block->name);
+    }
+    *ret_count = wanted->count;
+    return 0;
+}
+
 int restore_probe(struct restore *restore, const char *name, uint64_t offset, uint64_t *ret_value)
 {
     int r = restore_settle(restore, "probing");

@@ -110,6 +110,18 @@ int message_sums_wanted_parse(const struct wire_frame *frame, struct message_sum
 int message_sums_parse(const struct wire_frame *frame, struct message_sums *ret_sums);
 /* The payload's head; the digests of a SUMS follow it. */
 void message_sums_build(const struct message_sums *sums, struct wire_sums *ret_wire);
+
+/* PAGE_SUMS_WANTED, whose `digests` is NULL, and PAGE_SUMS. */
+struct message_page_sums {
+    uint32_t block, count;
+    uint64_t first;
+    const uint8_t *digests; /* count x WIRE_DIGEST_BYTES */
+};
+int message_page_sums_wanted_parse(const struct wire_frame *frame, struct message_page_sums *ret_sums);
+int message_page_sums_parse(const struct wire_frame *frame, struct message_page_sums *ret_sums);
+/* The payload's head; the digests of a PAGE_SUMS follow it. */
+void message_page_sums_build(const struct message_page_sums *sums, struct wire_page_sums *ret_wire);
+
 /* SHA-256 of `length` bytes. -ENOMEM. */
 int wire_digest(const void *bytes, size_t length, uint8_t ret_digest[WIRE_DIGEST_BYTES]);
 

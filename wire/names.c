@@ -28,6 +28,8 @@ static const char *const type_names[] = {
     [WIRE_STARTED] = "STARTED",
     [WIRE_SUMS_WANTED] = "SUMS_WANTED",
     [WIRE_SUMS] = "SUMS",
+    [WIRE_PAGE_SUMS_WANTED] = "PAGE_SUMS_WANTED",
+    [WIRE_PAGE_SUMS] = "PAGE_SUMS",
 };
 
 const char *wire_type_name(uint8_t type)

@@ -51,11 +51,14 @@ enum wire_type {
     WIRE_GOODBYE = 13,  /* PS orderly end: struct wire_goodbye */
     WIRE_SWITCH =
         14, /* P  the committed epoch in the header is this guest's last here: load it, do not run */
-    WIRE_LOADED = 15,      /* S  done; nothing follows */
-    WIRE_HANDOVER = 16,    /* P  run it: the guest here does not any more */
-    WIRE_STARTED = 17,     /* S  it runs, by the generation in the header */
-    WIRE_SUMS_WANTED = 18, /* P  what do you have there already? struct wire_sums */
-    WIRE_SUMS = 19,        /* S  struct wire_sums as in the question, WIRE_DIGEST_BYTES for each block */
+    WIRE_LOADED = 15,           /* S  done; nothing follows */
+    WIRE_HANDOVER = 16,         /* P  run it: the guest here does not any more */
+    WIRE_STARTED = 17,          /* S  it runs, by the generation in the header */
+    WIRE_SUMS_WANTED = 18,      /* P  what do you have there already? struct wire_sums */
+    WIRE_SUMS = 19,             /* S  struct wire_sums as in the question, WIRE_DIGEST_BYTES for each block */
+    WIRE_PAGE_SUMS_WANTED = 20, /* P  what does your guest's memory have already? struct wire_page_sums */
+    WIRE_PAGE_SUMS = 21, /* S  struct wire_page_sums as in the question, WIRE_DIGEST_BYTES for each page; or
+                            none, and a count of 0: nothing there is worth comparing */
     /* data lanes, P */
     WIRE_PAGES = 32,     /* struct wire_pages, its runs, their bodies */
     WIRE_STATE = 33,     /* a piece of the device state: struct wire_state, bytes */
@@ -91,9 +94,10 @@ static_assert(offsetof(struct wire_header, header_sum) == 56, "wire_header.heade
 #define WIRE_FEATURE_STATE_LZ4 (1ull << 4) /* optional: WIRE_STATE_LZ4 may be used */
 #define WIRE_FEATURE_SWITCH    (1ull << 5) /* optional: WIRE_SWITCH and WIRE_HANDOVER may be used */
 #define WIRE_FEATURE_DISK_SUMS (1ull << 6) /* optional: WIRE_SUMS_WANTED may be used */
+#define WIRE_FEATURE_PAGE_SUMS (1ull << 7) /* optional: WIRE_PAGE_SUMS_WANTED may be used */
 #define WIRE_FEATURES_KNOWN                                                                                  \
     (WIRE_FEATURE_LZ4 | WIRE_FEATURE_VERIFY | WIRE_FEATURE_DELTA | WIRE_FEATURE_DISK |                       \
-     WIRE_FEATURE_STATE_LZ4 | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS)
+     WIRE_FEATURE_STATE_LZ4 | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS | WIRE_FEATURE_PAGE_SUMS)
 
 struct wire_hello {
     le16 version_min, version_max;
@@ -243,6 +247,16 @@ struct wire_sums {
     le64 first; /* block */
 };
 static_assert(sizeof(struct wire_sums) == 16, "wire_sums");
+
+/* Pages of a block of memory; a digest is SHA-256 of a page, for the same reason. */
+#define WIRE_PAGE_SUMS_MAX 512u
+
+struct wire_page_sums {
+    le32 block;
+    le32 count; /* 1..WIRE_PAGE_SUMS_MAX; in an answer also 0 */
+    le64 first; /* page */
+};
+static_assert(sizeof(struct wire_page_sums) == 16, "wire_page_sums");
 
 struct wire_goodbye {
     le32 reason;

@@ -107,9 +107,9 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
     /* Three streams, as the three kinds of lane carry them, each with and without F_RESEAL. */
     static const uint8_t streams[3][12] = {
         {WIRE_HELLO, WIRE_DESCRIBE, WIRE_HEARTBEAT, WIRE_ROUND, WIRE_COMMIT, WIRE_VERIFY, WIRE_SUMS_WANTED,
-         WIRE_GOODBYE, WIRE_REFUSE},
-        {WIRE_WELCOME, WIRE_ACCEPT, WIRE_ROUND_DONE, WIRE_ACK, WIRE_VERIFIED, WIRE_SUMS, WIRE_HEARTBEAT,
-         WIRE_REFUSE},
+         WIRE_PAGE_SUMS_WANTED, WIRE_GOODBYE, WIRE_REFUSE},
+        {WIRE_WELCOME, WIRE_ACCEPT, WIRE_ROUND_DONE, WIRE_ACK, WIRE_VERIFIED, WIRE_SUMS, WIRE_PAGE_SUMS,
+         WIRE_HEARTBEAT, WIRE_REFUSE},
         {WIRE_HELLO, WIRE_PAGES, WIRE_DELTA, WIRE_STATE, WIRE_STATE_LZ4, WIRE_PAGES},
     };
     static const uint8_t flags[3] = {F_CONTROL, F_CONTROL | F_STANDBY, 0};

@@ -84,6 +84,18 @@ static void sums_again(const struct wire_frame *frame)
     fuzz_require(memcmp(&built, frame->payload, sizeof built) == 0);
 }
 
+static void page_sums_again(const struct wire_frame *frame)
+{
+    struct message_page_sums sums;
+    struct wire_page_sums built;
+    bool answer = frame->type == WIRE_PAGE_SUMS;
+    int r = answer ? message_page_sums_parse(frame, &sums) : message_page_sums_wanted_parse(frame, &sums);
+    fuzz_require(r == 0 && sums.block < WIRE_BLOCKS_MAX && sums.count <= WIRE_PAGE_SUMS_MAX);
+    fuzz_require((answer || sums.count) && sums.first + sums.count <= UINT64_C(1) << 52);
+    message_page_sums_build(&sums, &built);
+    fuzz_require(memcmp(&built, frame->payload, sizeof built) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct fuzz_input input = {data, size};
@@ -127,6 +139,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case WIRE_SUMS_WANTED:
     case WIRE_SUMS:
         sums_again(&frame);
+        break;
+    case WIRE_PAGE_SUMS_WANTED:
+    case WIRE_PAGE_SUMS:
+        page_sums_again(&frame);
         break;
     case WIRE_STATE:
     case WIRE_STATE_LZ4:

@@ -40,6 +40,7 @@ enum operation {
     OP_APPLY,
     OP_VERIFY,
     OP_TAKEOVER,
+    OP_PAGE_SUMS,
     OP_COUNT,
 };
 
@@ -48,7 +49,8 @@ struct bench {
     struct restore *restore;
     unsigned options;
     struct fuzz_input *input;
-    uint64_t frames;             /* sent: makes header sums distinct */
+    uint64_t frames; /* sent: makes header sums distinct */
+    unsigned sessions;
     uint64_t next_epoch;         /* of an epoch that is begun in order */
     uint64_t state_sent;         /* bytes of the present epoch's state, in order */
     bool pending;                /* committed, not applied */
@@ -347,6 +349,7 @@ static void session(struct bench *bench)
     model_session(&bench->model, &memory);
     bench->state_sent = 0;
     bench->unsure = false;
+    bench->sessions++;
 }
 
 static void verify(struct bench *bench, unsigned wrong)
@@ -377,6 +380,26 @@ static void verify(struct bench *bench, unsigned wrong)
     fuzz_require(differing == (wrong == W_SUMS ? (count + 1) / 2 : 0));
     for (uint32_t i = 0; i < differing; i++)
         fuzz_require(pages[i] == first + 2 * i);
+}
+
+static void page_sums(struct bench *bench)
+{
+    struct message_page_sums wanted = {.block = (uint32_t)fuzz_take(bench->input, 1) % 3,
+                                       .first = fuzz_take(bench->input, 1) % 32,
+                                       .count = 1 + (uint32_t)fuzz_take(bench->input, 1) % 32};
+    uint8_t digests[32 * WIRE_DIGEST_BYTES], own[WIRE_DIGEST_BYTES];
+    uint32_t count = UINT32_MAX;
+    int r = restore_page_sums(bench->restore, &wanted, &count, digests);
+    bool exists = wanted.block < MODEL_BLOCKS && wanted.first + wanted.count <= model_pages[wanted.block];
+    fuzz_require(exists ? r == 0 : r == -EPROTO && count == UINT32_MAX);
+    if (!exists)
+        return;
+    fuzz_require(count == (bench->sessions > 1 ? wanted.count : 0));
+    const uint8_t *memory = memory_guest_block(bench->guest, 1 - wanted.block);
+    for (uint32_t i = 0; i < count; i++) {
+        fuzz_require(wire_digest(memory + (wanted.first + i) * WIRE_PAGE_BYTES, WIRE_PAGE_BYTES, own) == 0);
+        fuzz_require(memcmp(digests + i * WIRE_DIGEST_BYTES, own, sizeof own) == 0);
+    }
 }
 
 static void takeover(struct bench *bench)
@@ -447,6 +470,9 @@ static bool operate(struct bench *bench, uint8_t *payload)
     case OP_TAKEOVER:
         takeover(bench);
         return false;
+    case OP_PAGE_SUMS:
+        page_sums(bench);
+        break;
     case OP_COUNT:
         break;
     }
@@ -506,8 +532,9 @@ size_t fuzz_seed(unsigned index, uint8_t *to)
     };
     static const uint8_t announced[] = {OP_STATE_LZ4, 255,  OP_STATE, 45,   OP_ANNOUNCED | 0x10,
                                         0x08,         0x21, 1,        0x0a, 2};
-    static const uint8_t broken[] = {OP_PAGES, 0,          0x12,      2, OP_ABORT, OP_PAGES, 0,       0x12,
-                                     2,        OP_SESSION, OP_VERIFY, 0, 0,        7,        OP_APPLY};
+    static const uint8_t broken[] = {OP_PAGES,     0, 0x12,       2,         OP_ABORT, OP_PAGES, 0,
+                                     0x12,         2, OP_SESSION, OP_VERIFY, 0,        0,        7,
+                                     OP_PAGE_SUMS, 0, 3,          9,         OP_APPLY};
     static const uint8_t wrong[] = {
         OP_PAGES | W_BODY << 4,
         0,

@@ -12,7 +12,7 @@ import processes
 
 MAGIC, VERSION = 0x31545355, 1
 CONFIRMATION = b"\x06"  # the standby's first byte, when our certificate satisfies it
-HELLO, WELCOME, REFUSE, DESCRIBE, HEARTBEAT, COMMIT, ACK, VERIFY, PAGES = 1, 2, 3, 4, 6, 9, 10, 11, 32
+HELLO, WELCOME, REFUSE, DESCRIBE, HEARTBEAT, COMMIT, ACK, VERIFY, PAGE_SUMS_WANTED, PAGES = 1, 2, 3, 4, 6, 9, 10, 11, 20, 32
 HEADER = struct.Struct("<IBBHIIQQQQQQ")
 
 _xxhash = None

@@ -231,6 +231,7 @@ def test_frames_out_of_turn(run):
     turns = {
         "fingerprints before a checkpoint": [(peer.VERIFY, verify, 5)],
         "many fingerprints": [(peer.VERIFY, verify, 5)] * 400,
+        "digests before a guest": [(peer.PAGE_SUMS_WANTED, struct.pack("<IIQ", 0, 512, 0), 0)] * 40,
         "commit before ACCEPT": [(peer.COMMIT, commit, 5)],
         "two descriptions": [(peer.DESCRIBE, describe, 0), (peer.DESCRIBE, describe, 0)],
     }

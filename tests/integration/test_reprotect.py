@@ -10,6 +10,7 @@ from services import Disk
 from test_disks import MIB, QUIET, sums, wait_fio, writing
 from test_events import wait_events
 from test_output import counting, observe, seen
+from test_verify import ram_mapping
 from understudy_test import PAGES, check, wait_for
 
 OTHER = {"alpha": "beta", "beta": "alpha"}
@@ -174,6 +175,8 @@ def test_old_primary_lives(run):
         process.signal(signal.SIGCONT)
     wait_reprotected(pair, "beta")
     check(pair.qemu.wait(20) == 0, "the old guest is still there", pair.story)
+    copy = pair.status("beta")["initial_copy"]
+    check(copy["known_bytes"] >= 8 * MIB, f"its memory was of no use: {copy}", pair.story)
     wait_events(pair, "alpha", "yielded", "reprotecting", "started", "protected")
     fail_over(pair, "beta")
 
@@ -216,6 +219,63 @@ def test_disks_are_compared(run):
     check(sums(pair) == written, "the disk is not what it was", pair.story)
     return (f"payload of the disk {first['payload_bytes'] / MIB:.1f} MiB at first, "
             f"{again['payload_bytes'] / MIB:.1f} MiB when re-protected")
+
+
+NOISE = "us.mem=64M us.mode=random us.hot=64 us.rate=100 us.check=8000"
+
+
+def verify(pair, host):
+    return json.loads(pair.run.us("verify", pair.config(host), "--host", host, "--json", seconds=90)[0])
+
+
+def sent(pair, host):
+    return pair.status(host)["bytes"]["payload"]
+
+
+def compared(run, **keys):
+    """A move that swaps, and one back; what the copies in between sent."""
+    pair = run.pair(memory=192, load=NOISE, reprotect="auto", **keys).up()
+    first, first_copy = sent(pair, "alpha"), pair.status("alpha")["initial_copy"]
+    move(pair, "migrate", "alpha")
+    wait_reprotected(pair, "beta")
+    again, copy = sent(pair, "beta"), pair.status("beta")["initial_copy"]
+    check(copy["known_bytes"] >= 64 * MIB and again < first / 4, f"{copy}, {again} bytes sent after {first}", pair.story)
+    check(not verify(pair, "beta")["differing"], "memory differs", pair.story)
+    move(pair, "switchback", "beta")
+    wait_reprotected(pair, "alpha")
+    check(not pair.verify()["differing"], "memory differs", pair.story)
+    return (f"{first / MIB:.1f} MiB sent in {first_copy['seconds']:.2f} s at first, {again / MIB:.1f} MiB in "
+            f"{copy['seconds']:.2f} s when re-protected")
+
+
+def test_memory_is_compared(run):
+    """The old host's memory goes along into its new QEMU: only what differs is sent."""
+    return compared(run)
+
+
+def test_memory_is_compared_on_a_slow_link(run):
+    return compared(run, bandwidth="20M")
+
+
+def test_wrong_memory_is_healed(run):
+    """What is left behind may be anything: somebody wrote into it, and what he wrote is not the guest's."""
+    pair = run.pair(memory=192, load=NOISE, reprotect="auto", shared=True).up()
+    move(pair, "migrate", "alpha", "--cold")
+    wait_for("beta is turned away", 30, lambda: "is kept" in (pair.status("beta") or {}).get("reason", ""), pair.story)
+    planted = 0
+    with open(f"/proc/{pair.qemu.pid}/mem", "r+b", buffering=0) as memory:
+        start = ram_mapping(pair.qemu.pid, pair.memory << 20)
+        for offset in range(8 << 20, pair.memory << 20, 1 << 20):
+            memory.seek(start + offset + 100)
+            byte = memory.read(1)
+            memory.seek(start + offset + 100)
+            planted += memory.write(bytes([byte[0] ^ 1]))
+    command(pair, "reprotect", "alpha")
+    wait_reprotected(pair, "beta")
+    copy = pair.status("beta")["initial_copy"]
+    check(copy["known_bytes"] >= 64 * MIB, f"{copy}", pair.story)
+    check(not verify(pair, "beta")["differing"], f"not all of {planted} wrong bytes were made good", pair.story)
+    move(pair, "switchback", "beta")
 
 
 def test_output_is_held_in_both_directions(run):

@@ -10,10 +10,12 @@
 #include <string.h>
 
 const uint8_t sample_types[SAMPLE_TYPES] = {
-    WIRE_HELLO,   WIRE_WELCOME,    WIRE_REFUSE,   WIRE_DESCRIBE, WIRE_ACCEPT,      WIRE_HEARTBEAT,
-    WIRE_ROUND,   WIRE_ROUND_DONE, WIRE_COMMIT,   WIRE_ACK,      WIRE_VERIFY,      WIRE_VERIFIED,
-    WIRE_GOODBYE, WIRE_PAGES,      WIRE_STATE,    WIRE_DELTA,    WIRE_DISK,        WIRE_STATE_LZ4,
-    WIRE_SWITCH,  WIRE_LOADED,     WIRE_HANDOVER, WIRE_STARTED,  WIRE_SUMS_WANTED, WIRE_SUMS,
+    WIRE_HELLO,     WIRE_WELCOME,  WIRE_REFUSE,      WIRE_DESCRIBE, WIRE_ACCEPT,
+    WIRE_HEARTBEAT, WIRE_ROUND,    WIRE_ROUND_DONE,  WIRE_COMMIT,   WIRE_ACK,
+    WIRE_VERIFY,    WIRE_VERIFIED, WIRE_GOODBYE,     WIRE_PAGES,    WIRE_STATE,
+    WIRE_DELTA,     WIRE_DISK,     WIRE_STATE_LZ4,   WIRE_SWITCH,   WIRE_LOADED,
+    WIRE_HANDOVER,  WIRE_STARTED,  WIRE_SUMS_WANTED, WIRE_SUMS,     WIRE_PAGE_SUMS_WANTED,
+    WIRE_PAGE_SUMS,
 };
 
 void sample_page(uint8_t *to, uint64_t seed)
@@ -74,6 +76,22 @@ static size_t sample_sums(unsigned variant, bool digests, uint8_t *to)
     memcpy(to, &wire, sizeof wire);
     size_t length = sizeof wire;
     for (uint32_t i = 0; digests && i < sums.count; i++, length += WIRE_DIGEST_BYTES)
+        if (wire_digest(&i, sizeof i, to + length) < 0)
+            return 0;
+    return length;
+}
+
+static size_t sample_page_sums(unsigned variant, bool answer, uint8_t *to)
+{
+    static const uint32_t counts[] = {1, 20, WIRE_PAGE_SUMS_MAX};
+    struct message_page_sums sums = {.block = variant, .count = counts[variant], .first = variant * 512};
+    if (answer && variant == 0)
+        sums.count = 0;
+    struct wire_page_sums wire;
+    message_page_sums_build(&sums, &wire);
+    memcpy(to, &wire, sizeof wire);
+    size_t length = sizeof wire;
+    for (uint32_t i = 0; answer && i < sums.count; i++, length += WIRE_DIGEST_BYTES)
         if (wire_digest(&i, sizeof i, to + length) < 0)
             return 0;
     return length;
@@ -293,6 +311,9 @@ size_t sample_payload(uint8_t type, unsigned variant, uint8_t *to)
     case WIRE_SUMS_WANTED:
     case WIRE_SUMS:
         return sample_sums(variant, type == WIRE_SUMS, to);
+    case WIRE_PAGE_SUMS_WANTED:
+    case WIRE_PAGE_SUMS:
+        return sample_page_sums(variant, type == WIRE_PAGE_SUMS, to);
     case WIRE_VERIFIED:
         return sample_verified(variant, to);
     case WIRE_GOODBYE:
@@ -422,6 +443,7 @@ int sample_parse(const struct wire_frame *frame)
         struct message_commit commit;
         struct message_verify verify;
         struct message_sums sums;
+        struct message_page_sums page_sums;
         struct message_verified verified;
     } u;
     uint64_t a, b;
@@ -477,6 +499,13 @@ int sample_parse(const struct wire_frame *frame)
         r = message_sums_parse(frame, &u.sums);
         if (r == 0)
             touch(u.sums.digests, u.sums.count * WIRE_DIGEST_BYTES);
+        return r;
+    case WIRE_PAGE_SUMS_WANTED:
+        return message_page_sums_wanted_parse(frame, &u.page_sums);
+    case WIRE_PAGE_SUMS:
+        r = message_page_sums_parse(frame, &u.page_sums);
+        if (r == 0)
+            touch(u.page_sums.digests, u.page_sums.count * WIRE_DIGEST_BYTES);
         return r;
     case WIRE_VERIFY:
         r = message_verify_parse(frame, &u.verify);

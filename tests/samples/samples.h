@@ -9,7 +9,7 @@
  * derive what is refused from what is valid here; fuzzers take their first inputs from it.
  */
 
-#define SAMPLE_TYPES 24
+#define SAMPLE_TYPES 26
 extern const uint8_t sample_types[SAMPLE_TYPES];
 
 #define SAMPLE_VARIANTS 3 /* 0: the smallest that is valid, 1: a usual one, 2: the largest or close to it */

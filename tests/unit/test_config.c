@@ -69,7 +69,8 @@ static void test_defaults(void **state)
     assert_false(config->role.arbiter);
     assert_int_equal(config->role.optional, WIRE_FEATURE_LZ4 | WIRE_FEATURE_VERIFY | WIRE_FEATURE_DELTA |
                                                 WIRE_FEATURE_DISK | WIRE_FEATURE_DISK_SUMS |
-                                                WIRE_FEATURE_STATE_LZ4 | WIRE_FEATURE_SWITCH);
+                                                WIRE_FEATURE_PAGE_SUMS | WIRE_FEATURE_STATE_LZ4 |
+                                                WIRE_FEATURE_SWITCH);
     assert_string_equal(config->role.host, "beta");
     assert_int_equal(config->staging_bytes, 64 << 20);
     assert_int_equal(config->standby_staging_bytes, 0);
@@ -131,8 +132,8 @@ static void test_everything(void **state)
     assert_int_equal(config->role.staging_bytes, 512 << 20);
     assert_int_equal(config->compression, CONFIG_COMPRESSION_NONE);
     assert_int_equal(config->delta_bytes, 0);
-    assert_int_equal(config->role.optional,
-                     WIRE_FEATURE_VERIFY | WIRE_FEATURE_DISK | WIRE_FEATURE_SWITCH | WIRE_FEATURE_DISK_SUMS);
+    assert_int_equal(config->role.optional, WIRE_FEATURE_VERIFY | WIRE_FEATURE_DISK | WIRE_FEATURE_SWITCH |
+                                                WIRE_FEATURE_DISK_SUMS | WIRE_FEATURE_PAGE_SUMS);
     assert_int_equal(config->role.takeover, ROLE_TAKEOVER_AUTO);
     assert_int_equal(config->role.loss, ROLE_LOSS_STALL);
     assert_true(config->role.arbiter);

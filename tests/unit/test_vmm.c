@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/scope.h"
 #include "tests/unit/unit.h"
-#include "vmm/vmm.h"
+#include "vmm/keep.h"
+#include "vmm/memory/memory.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -170,13 +171,106 @@ static void block_counts(void **state)
     assert_int_equal(vmm_description_match(&target, &source, map), -EXDEV);
 }
 
+/* --- a copy of a guest's memory --- */
+
+static int read_guest(void *ctx, const struct vmm_range *range, void *to)
+{
+    struct vmm *guest = ctx;
+    return guest->ops->read(guest, range, 1, to);
+}
+
+static struct vmm *guest_of(const char *second, uint64_t second_pages)
+{
+    struct vmm *guest;
+    struct memory_options options = {.blocks = {{"ram", 200 * 4096}, {second, second_pages * 4096}},
+                                     .block_count = 2};
+    assert_int_equal(memory_guest_new(&guest, &options), 0);
+    return guest;
+}
+
+static unsigned writes; /* pages */
+static const struct vmm_ops *memory_ops;
+
+static int counted_write(struct vmm *vmm, const struct vmm_range *ranges, size_t count, const void *from)
+{
+    for (size_t i = 0; i < count; i++)
+        writes += (unsigned)ranges[i].pages;
+    return memory_ops->write(vmm, ranges, count, from);
+}
+
+static void memory_is_kept(void **state)
+{
+    (void)state;
+    struct vmm *old = guest_of("rom", 3);
+    uint8_t *ram = memory_guest_block(old, 0);
+    static const unsigned pages[] = {0, 1, 63, 64, 65, 199};
+    for (unsigned i = 0; i < array_length(pages); i++)
+        ram[pages[i] * 4096 + i] = (uint8_t)(i + 1);
+    memset(memory_guest_block(old, 1), 7, 4096);
+    struct vmm_description description;
+    old->ops->describe(old, &description);
+    struct vmm_keep *keep, *second;
+    assert_int_equal(vmm_keep_new(&keep, description.blocks, description.block_count, read_guest, old), 0);
+    assert_int_equal(vmm_keep_new(&second, description.blocks, description.block_count, read_guest, old), 0);
+
+    struct vmm *fresh = guest_of("rom", 3);
+    memory_ops = fresh->ops;
+    struct vmm_ops counting = *fresh->ops;
+    counting.write = counted_write;
+    fresh->ops = &counting;
+    uint64_t bytes;
+    assert_int_equal(vmm_keep_fill(keep, fresh, &bytes), 0);
+    assert_int_equal(bytes, 7 * 4096);
+    assert_int_equal(writes, 7); /* zeros are not written */
+    for (unsigned i = 0; i < 2; i++)
+        assert_memory_equal(memory_guest_block(fresh, i), memory_guest_block(old, i),
+                            description.blocks[i].bytes);
+    vmm_close(fresh);
+
+    /* A block of another size is another one. */
+    fresh = guest_of("rom", 4);
+    assert_int_equal(vmm_keep_fill(second, fresh, &bytes), 0);
+    assert_int_equal(bytes, 6 * 4096);
+    vmm_close(fresh);
+    vmm_keep_free(keep);
+    vmm_keep_free(second);
+    vmm_close(old);
+}
+
+static int fail_to_read(void *ctx, const struct vmm_range *range, void *to)
+{
+    (void)ctx;
+    (void)to;
+    return range->first ? error_set(-EIO, "it is gone") : 0;
+}
+
+static void memory_that_cannot_be_kept(void **state)
+{
+    (void)state;
+    const struct vmm_block blocks[] = {{"pc.ram", 1 << 20, NULL}};
+    struct vmm_keep *keep = NULL;
+    assert_int_equal(vmm_keep_new(&keep, blocks, 1, fail_to_read, NULL), -EIO);
+    assert_text_has("pc.ram", "it is gone");
+    /* No host has a sixteenth of this to spare. */
+    const struct vmm_block huge[] = {{"pc.ram", UINT64_C(1) << 44, NULL}};
+    assert_int_equal(vmm_keep_new(&keep, huge, 1, fail_to_read, NULL), -ENOSPC);
+    assert_text_has("keep block pc.ram");
+    assert_null(keep);
+    vmm_keep_free(NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ranges),       cmocka_unit_test(all_of_the_difference),
-        cmocka_unit_test(alike),        cmocka_unit_test(different_texts),
-        cmocka_unit_test(long_lines),   cmocka_unit_test(different_blocks),
+        cmocka_unit_test(ranges),
+        cmocka_unit_test(all_of_the_difference),
+        cmocka_unit_test(alike),
+        cmocka_unit_test(different_texts),
+        cmocka_unit_test(long_lines),
+        cmocka_unit_test(different_blocks),
         cmocka_unit_test(block_counts),
+        cmocka_unit_test(memory_is_kept),
+        cmocka_unit_test(memory_that_cannot_be_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,7 +30,7 @@ static bool permitted(uint8_t type, enum wire_side from, bool control)
         return true;
     bool standby = type == WIRE_WELCOME || type == WIRE_ACCEPT || type == WIRE_ROUND_DONE ||
                    type == WIRE_ACK || type == WIRE_VERIFIED || type == WIRE_LOADED || type == WIRE_STARTED ||
-                   type == WIRE_SUMS;
+                   type == WIRE_SUMS || type == WIRE_PAGE_SUMS;
     return standby == (from == WIRE_SIDE_STANDBY);
 }
 
@@ -162,7 +162,7 @@ static void fields_out_of_bounds(void **state)
     REFUSED(-EPROTO, flags, to_le16(0x8000), "flags", "0x8000");
     REFUSED(-EPROTO, reserved, to_le32(1), "reserved");
     REFUSED(-EPROTO, type, 0, "type is 0");
-    REFUSED(-EPROTO, type, 20, "type is 20");
+    REFUSED(-EPROTO, type, 22, "type is 22");
     REFUSED(-EPROTO, type, 31, "type is 31");
     REFUSED(-EPROTO, type, 37, "type is 37");
     REFUSED(-EPROTO, type, 255, "type is 255");

@@ -53,7 +53,7 @@ static const struct change changes[] = {
     {WIRE_WELCOME, 1, FIELD(wire_welcome, flags), 0, -EPROTO, "committed_epoch is 1, expected 0"},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, committed_epoch), 0, -EPROTO, "committed_epoch is 0"},
     {WIRE_WELCOME, 0, FIELD(wire_welcome, committed_epoch), 9, -EPROTO, "committed_epoch is 9"},
-    {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 128, -EPROTO, "optional is 128"},
+    {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 256, -EPROTO, "optional is 256"},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, optional), 127, 0, NULL},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, detect_ms), 0, -EPROTO, "detect_ms is 0"},
     {WIRE_WELCOME, 1, FIELD(wire_welcome, detect_ms), 3600001, -EPROTO, "detect_ms is 3600001"},
@@ -118,6 +118,15 @@ static const struct change changes[] = {
     {WIRE_SUMS, 1, FIELD(wire_sums, first), (1ull << 46) - 512, 0, NULL},
     {WIRE_SUMS_WANTED, 1, FIELD(wire_sums, count), 513, -EPROTO, "count is 513"},
     {WIRE_SUMS_WANTED, 1, FIELD(wire_sums, disk), 99, -EPROTO, "disk is 99"},
+    {WIRE_PAGE_SUMS, 1, FIELD(wire_page_sums, block), 64, -EPROTO, "block is 64, expected 0 to 63"},
+    {WIRE_PAGE_SUMS, 1, FIELD(wire_page_sums, count), 0, -EMSGSIZE, "payload is 656 bytes, expected 16"},
+    {WIRE_PAGE_SUMS, 1, FIELD(wire_page_sums, count), 21, -EMSGSIZE, "payload is 656 bytes, expected 688"},
+    {WIRE_PAGE_SUMS, 1, FIELD(wire_page_sums, count), 513, -EPROTO, "count is 513"},
+    {WIRE_PAGE_SUMS, 1, FIELD(wire_page_sums, first), (1ull << 52) - 19, -EPROTO, "20 pages from page"},
+    {WIRE_PAGE_SUMS, 1, FIELD(wire_page_sums, first), (1ull << 52) - 20, 0, NULL},
+    {WIRE_PAGE_SUMS_WANTED, 1, FIELD(wire_page_sums, count), 0, -EPROTO, "count is 0"},
+    {WIRE_PAGE_SUMS_WANTED, 1, FIELD(wire_page_sums, count), 513, -EPROTO, "count is 513"},
+    {WIRE_PAGE_SUMS_WANTED, 1, FIELD(wire_page_sums, block), 99, -EPROTO, "block is 99"},
     {WIRE_VERIFY, 1, FIELD(wire_verify, block), 64, -EPROTO, "block is 64, expected 0 to 63"},
     {WIRE_VERIFY, 1, FIELD(wire_verify, count), 0, -EPROTO, "count is 0"},
     {WIRE_VERIFY, 1, FIELD(wire_verify, count), 101, -EMSGSIZE, "payload is 816 bytes, expected 824"},
@@ -429,6 +438,25 @@ static void sums_survive(void **state)
     assert_int_equal(message_sums_wanted_parse(&frame, &sums), 0);
     assert_int_equal(sums.count, WIRE_SUMS_MAX);
     assert_null(sums.digests);
+
+    struct message_page_sums pages;
+    frame = built(WIRE_PAGE_SUMS, 2);
+    assert_int_equal(message_page_sums_parse(&frame, &pages), 0);
+    assert_int_equal(pages.block, 2);
+    assert_int_equal(pages.first, 1024);
+    assert_int_equal(pages.count, WIRE_PAGE_SUMS_MAX);
+    for (uint32_t i = 0; i < pages.count; i++) {
+        uint8_t digest[WIRE_DIGEST_BYTES];
+        assert_int_equal(wire_digest(&i, sizeof i, digest), 0);
+        assert_memory_equal(pages.digests + (size_t)i * WIRE_DIGEST_BYTES, digest, sizeof digest);
+    }
+    frame = built(WIRE_PAGE_SUMS, 0);
+    assert_int_equal(message_page_sums_parse(&frame, &pages), 0);
+    assert_int_equal(pages.count, 0);
+    frame = built(WIRE_PAGE_SUMS_WANTED, 1);
+    assert_int_equal(message_page_sums_wanted_parse(&frame, &pages), 0);
+    assert_int_equal(pages.count, 20);
+    assert_null(pages.digests);
     /* FIPS 180-4's own example. */
     static const uint8_t abc[] = {0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40,
                                   0xde, 0x5d, 0xae, 0x22, 0x23, 0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17,

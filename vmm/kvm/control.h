@@ -41,8 +41,8 @@ enum control_op {
     CONTROL_LOAD,     /* argument: bytes of state in the shared memfd */
     CONTROL_RUN,      /* what was loaded */
     CONTROL_ANNOUNCE, /* tell the network where the guest is */
-    CONTROL_RETIRE,   /* end a guest that is held; from anybody, while there is no engine. -EADDRINUSE: it is
-                         not */
+    CONTROL_RETIRE,   /* end a guest that is held; from anybody, while there is no engine but who asks.
+                         -EADDRINUSE: it is   not */
     CONTROL_EVENT,    /* from the VMM, with sequence 0; value: enum vmm_event */
     CONTROL_OPS,
 };

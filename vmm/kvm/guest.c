@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
 
@@ -81,25 +82,65 @@ static bool ended_within(int pid_fd, int ms)
     return r > 0;
 }
 
-int kvm_retire(const char *socket_path, bool *ret_ended)
+static int read_left_behind(void *ctx, const struct vmm_range *range, void *to)
+{
+    memcpy(to, client_page(ctx, range), range->pages << VMM_PAGE_SHIFT);
+    return 0;
+}
+
+/* Of a guest that stands still for good; who greets another would be in its engine's way. */
+static int keep_memory(struct client *client, struct vmm_keep **ret_keep)
+{
+    struct vmm_description description;
+    struct vmm_block block;
+    int r = client_call(client, CONTROL_LOOK, 0, NULL);
+    if (r == 0 && client->phase != CONTROL_HELD)
+        r = error_set(-EADDRINUSE, "it was not stopped for good");
+    if (r == 0)
+        r = client_greet(client, false);
+    if (r < 0)
+        return r;
+    client_describe(client, &block, true, &description);
+    return vmm_keep_new(ret_keep, &block, 1, read_left_behind, client);
+}
+
+static int end_left_behind(struct client *client)
+{
+    int pid_fd cleanup_close = pidfd_open(client->pid, 0);
+    if (pid_fd < 0)
+        return error_errno(-errno, "pidfd of VMM %d", client->pid);
+    int r = client_call(client, CONTROL_RETIRE, 0, NULL);
+    if (r < 0)
+        return r;
+    if (!ended_within(pid_fd, END_MS)) {
+        pidfd_send_signal(pid_fd, SIGKILL, NULL, 0);
+        if (!ended_within(pid_fd, KILL_MS))
+            return error_set(-EBUSY, "VMM %d, whose guest was left behind here, does not end", client->pid);
+    }
+    return 0;
+}
+
+int kvm_retire(const char *socket_path, bool *ret_ended, struct vmm_keep **ret_keep, char *why,
+               size_t why_room)
 {
     struct client client cleanup(client_close);
+    struct vmm_keep *keep = NULL;
     int r = client_open(&client, socket_path);
     if (nobody(r))
         *ret_ended = false;
     if (r < 0)
         return nobody(r) ? 0 : r;
-    int pid_fd cleanup_close = pidfd_open(client.pid, 0);
-    if (pid_fd < 0)
-        return error_errno(-errno, "pidfd of VMM %d", client.pid);
-    r = client_call(&client, CONTROL_RETIRE, 0, NULL);
-    if (r < 0)
-        return error_add(r, "vmm %s", socket_path);
-    if (!ended_within(pid_fd, END_MS)) {
-        pidfd_send_signal(pid_fd, SIGKILL, NULL, 0);
-        if (!ended_within(pid_fd, KILL_MS))
-            return error_set(-EBUSY, "VMM %d, whose guest was left behind here, does not end", client.pid);
+    if (ret_keep && keep_memory(&client, &keep) < 0)
+        snprintf(why, why_room, "%s", error_text());
+    r = end_left_behind(&client);
+    if (r < 0) {
+        char text[ERROR_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", error_text());
+        vmm_keep_free(keep);
+        return error_set(r, "vmm %s: %s", socket_path, text);
     }
     *ret_ended = true;
+    if (ret_keep)
+        *ret_keep = keep;
     return 0;
 }

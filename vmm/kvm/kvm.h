@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_VMM_KVM_KVM_H
 #define UNDERSTUDY_VMM_KVM_KVM_H
 
+#include "vmm/keep.h"
 #include "vmm/vmm.h"
 
 #include <sys/types.h>
@@ -39,8 +40,10 @@ int kvm_look(const char *socket_path, struct kvm_look *ret_look);
 
 /* End the VMM whose guest an engine stopped for good. Nobody there: 0 too, with *ret_ended false.
  * -EADDRINUSE: what is there was not stopped so, or has an engine; it is not touched. -EBUSY: it does not
- * end. */
-int kvm_retire(const char *socket_path, bool *ret_ended);
+ * end. `ret_keep`, if not NULL: a copy of its memory, the caller's to free, where the host has room for it;
+ * else NULL, and `why`. */
+int kvm_retire(const char *socket_path, bool *ret_ended, struct vmm_keep **ret_keep, char *why,
+               size_t why_room);
 
 /* Process id of the VMM behind a guest of this driver. */
 pid_t kvm_pid(const struct vmm *vmm);

@@ -220,11 +220,12 @@ static int do_load(struct server *server, uint64_t bytes)
     return r;
 }
 
-static int do_retire(struct server *server)
+static int do_retire(struct server *server, const struct visitor *visitor)
 {
-    if (server->phase != CONTROL_HELD || server->engine)
+    bool engaged = server->engine && server->engine != visitor;
+    if (server->phase != CONTROL_HELD || engaged)
         return error_set(-EADDRINUSE, "the guest %s; if it is not meant to run here, end it",
-                         server->engine ? "has an engine" : "was not stopped for good by an engine");
+                         engaged ? "has an engine" : "was not stopped for good by an engine");
     server->retired = true;
     return 0;
 }
@@ -285,7 +286,7 @@ static int perform(struct server *server, struct visitor *visitor, const struct 
     if (request->op == CONTROL_HELLO)
         return do_hello(server, visitor, request, answer);
     if (request->op == CONTROL_RETIRE)
-        return do_retire(server);
+        return do_retire(server, visitor);
     if (visitor != server->engine)
         return error_set(-EPERM, "operation %u without HELLO", request->op);
     if (!permitted(server, request->op))

@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_VMM_QEMU_QEMU_H
 #define UNDERSTUDY_VMM_QEMU_QEMU_H
 
+#include "vmm/keep.h"
 #include "vmm/vmm.h"
 
 /*
@@ -66,11 +67,19 @@ int qemu_guest_state(const char *qmp_path, const struct qemu_domain *domain,
 
 /*
  * End the QEMU behind `qmp_path`, or of the domain, whose guest an engine stopped for good (hold() or halt()
- * of a source), so that another can be launched in its place. Nobody there: 0 too, with *ret_ended false.
+ * of a source), so that another can be launched in its place. Nobody there: 0 too, with `ended` false.
  * -EADDRINUSE: what is there runs, waits (not of a domain: that one can be replaced), or was not stopped by
  * an engine; it is not touched. -EBUSY: it does not end, or its monitor is taken.
+ *
+ * With `keep` its memory is copied first, which takes time, where the host has room for it.
  */
-int qemu_retire(const char *qmp_path, const struct qemu_domain *domain, bool *ret_ended);
+struct qemu_retired {
+    bool ended;
+    struct vmm_keep *keep; /* the caller's to free; NULL: nothing is kept */
+    char why[256];         /* and why, if it was to be */
+};
+int qemu_retire(const char *qmp_path, const struct qemu_domain *domain, bool keep,
+                struct qemu_retired *ret_retired);
 
 /* One finding of the preflight: what was looked at, what was found, how to mend it. */
 struct qemu_finding {

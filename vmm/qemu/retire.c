@@ -4,13 +4,16 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
+#include "vmm/qemu/blocks.h"
 #include "vmm/qemu/fdset.h"
 #include "vmm/qemu/libvirt.h"
 #include "vmm/qemu/qmp.h"
+#include "vmm/qemu/read.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <unistd.h>
@@ -119,12 +122,65 @@ static int wait_shut_off(const struct qemu_domain *domain)
     }
 }
 
-int qemu_retire(const char *qmp_path, const struct qemu_domain *domain, bool *ret_ended)
+struct left_behind {
+    pid_t pid;
+    struct qemu_blocks blocks;
+    struct vmm_block shown[VMM_BLOCKS_MAX];
+};
+
+static int read_left_behind(void *ctx, const struct vmm_range *range, void *to)
+{
+    const struct left_behind *left = ctx;
+    return read_ranges(left->pid, &left->blocks, left->shown, range, 1, to);
+}
+
+static int keep_memory(struct qmp *qmp, struct vmm_keep **ret_keep)
+{
+    struct left_behind *left cleanup_free = calloc(1, sizeof *left);
+    if (!left)
+        return error_set(-ENOMEM, "no memory");
+    left->pid = qmp_pid(qmp);
+    int r = blocks_find(qmp, left->pid, &left->blocks);
+    for (size_t i = 0; r == 0 && i < left->blocks.count; i++) {
+        memcpy(left->shown[i].name, left->blocks.items[i].name, sizeof left->shown[i].name);
+        left->shown[i].bytes = left->blocks.items[i].bytes;
+    }
+    return r < 0 ? r : vmm_keep_new(ret_keep, left->shown, left->blocks.count, read_left_behind, left);
+}
+
+static int quit(struct qmp *qmp, const char *name, bool is_domain, bool keep, struct qemu_retired *retired)
+{
+    int r = check_left_behind(qmp, name, is_domain);
+    if (r == 0 && keep) {
+        if (keep_memory(qmp, &retired->keep) < 0)
+            snprintf(retired->why, sizeof retired->why, "%s", error_text());
+        /* That took its time, in which somebody may have let the guest run. */
+        r = check_left_behind(qmp, name, is_domain);
+    }
+    if (r == 0 && (r = qmp_call(qmp, COMMAND_MS, NULL, "quit", NULL)) == -ECONNRESET)
+        r = 0;
+    retired->ended = r == 0;
+    return r < 0 ? r : 0;
+}
+
+static int wait_end(int pid_fd, pid_t pid)
+{
+    if (ended_within(pid_fd, QUIT_MS))
+        return 0;
+    pidfd_send_signal(pid_fd, SIGKILL, NULL, 0);
+    if (ended_within(pid_fd, KILL_MS))
+        return 0;
+    return error_set(-EBUSY, "QEMU %d, whose guest was left behind here, does not end", pid);
+}
+
+int qemu_retire(const char *qmp_path, const struct qemu_domain *domain, bool keep,
+                struct qemu_retired *ret_retired)
 {
     struct qmp *qmp;
+    struct qemu_retired retired = {0};
     int r = open_monitor(&qmp, qmp_path, domain);
     if (r > 0)
-        *ret_ended = false;
+        *ret_retired = retired;
     if (r != 0)
         return r < 0 ? r : 0;
     pid_t pid = qmp_pid(qmp);
@@ -132,19 +188,16 @@ int qemu_retire(const char *qmp_path, const struct qemu_domain *domain, bool *re
     if (pid_fd < 0)
         r = error_errno(-errno, "pidfd of QEMU %d", pid);
     if (r == 0)
-        r = check_left_behind(qmp, domain ? domain->name : qmp_path, domain);
-    if (r > 0)
-        *ret_ended = false;
-    if (r == 0 && (r = qmp_call(qmp, COMMAND_MS, NULL, "quit", NULL)) == -ECONNRESET)
-        r = 0;
+        r = quit(qmp, domain ? domain->name : qmp_path, domain, keep, &retired);
     qmp_close(qmp);
-    if (r != 0)
-        return r < 0 ? r : 0;
-    if (!ended_within(pid_fd, QUIT_MS)) {
-        pidfd_send_signal(pid_fd, SIGKILL, NULL, 0);
-        if (!ended_within(pid_fd, KILL_MS))
-            return error_set(-EBUSY, "QEMU %d, whose guest was left behind here, does not end", pid);
+    if (r == 0 && retired.ended)
+        r = wait_end(pid_fd, pid);
+    if (r == 0 && retired.ended && domain)
+        r = wait_shut_off(domain);
+    if (r < 0) {
+        vmm_keep_free(retired.keep);
+        return r;
     }
-    *ret_ended = true;
-    return domain ? wait_shut_off(domain) : 0;
+    *ret_retired = retired;
+    return 0;
 }
