@@ -160,6 +160,8 @@ def test_moved_and_back(run):
     check(summary["state"] == "moved", f"not moved: {summary}", pair.story)
     check_runs(pair, "beta", pair.acknowledged)
     pair.wait_protected("beta")
+    with open(pair.log("alpha-protect")) as log:
+        check("are kept, to be compared" in log.read(), "the memory that was left behind is not used", pair.story)
     watch = Watch(pair, "beta")
     pair.wait_epochs(5, host="beta")
     os.truncate(pair.path("alpha.serial"), 0)
