@@ -45,6 +45,22 @@ static int source_track(struct vmm *vmm)
     return client_call(&of(vmm)->guest.client, CONTROL_TRACK, 0, NULL);
 }
 
+/* What is there from an earlier request marks too much, and never too little. */
+static void take_marks(struct source *source)
+{
+    const uint64_t *written = (const uint64_t *)source->guest.client.shared;
+    for (size_t i = 0; i < source->words; i++)
+        source->marks[i] |= written[i];
+}
+
+/* The VMM did not answer in time. It obeys in the end, and so it does this. */
+static void call_off_pause(struct source *source)
+{
+    int r = client_call(&source->guest.client, CONTROL_RESUME, 0, NULL);
+    if (r == -ETIMEDOUT) /* the next request may overwrite what the pause cleared before we have seen it */
+        memset(source->marks, 0xff, source->words * sizeof *source->marks);
+}
+
 static int source_pause(struct vmm *vmm)
 {
     struct source *source = of(vmm);
@@ -53,20 +69,17 @@ static int source_pause(struct vmm *vmm)
     assert(!source->paused);
     int r = client_call(client, CONTROL_PAUSE, 0, &answer);
     if (r == -ETIMEDOUT) {
-        /* It is obeyed in the end, and so is this. */
         char text[ERROR_TEXT_MAX];
         snprintf(text, sizeof text, "%s", error_text());
-        client_call(client, CONTROL_RESUME, 0, NULL);
-        return error_set(r, "%s", text);
+        call_off_pause(source);
+        error_set(r, "%s", text);
     }
+    take_marks(source); /* after a failure as well: the log may have been cleared before it */
     if (r < 0)
         return r;
     source->paused = true;
     source->our_stop = answer.phase == CONTROL_PAUSED;
     source->state_bytes = answer.value <= client->state_room ? answer.value : 0;
-    const uint64_t *written = (const uint64_t *)client->shared;
-    for (size_t i = 0; i < source->words; i++)
-        source->marks[i] |= written[i];
     return 0;
 }
 

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/unit/unit.h"
+
+#include "vmm/kvm/control.h"
+#include "vmm/kvm/kvm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* The source against a VMM that is played here, and fails: no mark that it cleared is lost. Needs no KVM. */
+
+#define MEMORY (4ull << 20)
+#define ROOM   4096u
+
+enum conduct { OBEYS, CANNOT_SAVE, ANSWERS_LATE };
+
+static struct {
+    char folder[64], path[96];
+    int listener, memory, shared_fd;
+    uint64_t *shared;
+    pthread_t thread;
+    _Atomic enum conduct conduct;
+    _Atomic unsigned page; /* is written before the next pause */
+} fake;
+
+static int sealed(size_t bytes)
+{
+    int fd = memfd_create("fake", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert_true(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 &&
+                fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
+    return fd;
+}
+
+/* As the VMM does: the log is fetched and cleared, then the state is saved. */
+static void do_pause(struct control_message *answer)
+{
+    memset(fake.shared, 0, control_dirty_bytes(MEMORY));
+    fake.shared[fake.page / 64] = 1ull << fake.page % 64;
+    answer->value = 8;
+    answer->phase = CONTROL_PAUSED;
+    if (fake.conduct == CANNOT_SAVE) {
+        answer->code = -EIO;
+        answer->phase = CONTROL_RUNNING;
+        snprintf(answer->text, sizeof answer->text, "no state today");
+    }
+}
+
+static void *play(void *argument)
+{
+    (void)argument;
+    int fd = accept4(fake.listener, NULL, NULL, SOCK_CLOEXEC);
+    struct control_message request, late;
+    const int fds[CONTROL_HELLO_FDS] = {fake.memory, fake.shared_fd};
+    bool owed = false;
+    while (control_receive(fd, true, &request, NULL, 0, NULL, 0) == 0) {
+        struct control_message answer = {
+            .op = request.op, .sequence = request.sequence, .phase = CONTROL_RUNNING};
+        bool hello = request.op == CONTROL_HELLO;
+        if (hello) {
+            answer.memory_bytes = MEMORY;
+            answer.state_room = ROOM;
+        }
+        if (request.op == CONTROL_PAUSE)
+            do_pause(&answer);
+        if (request.op == CONTROL_PAUSE && fake.conduct == ANSWERS_LATE) {
+            late = answer;
+            owed = true;
+            continue;
+        }
+        if (owed)
+            control_send(fd, &late, NULL, 0, 0);
+        owed = false;
+        control_send(fd, &answer, fds, hello ? CONTROL_HELLO_FDS : 0, 0);
+    }
+    close(fd);
+    return NULL;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(fake.folder, "/tmp/kvm-source.XXXXXX");
+    assert_non_null(mkdtemp(fake.folder));
+    snprintf(fake.path, sizeof fake.path, "%s/vmm", fake.folder);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", fake.path);
+    fake.listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fake.listener, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(fake.listener, 1), 0);
+    fake.memory = sealed(MEMORY);
+    size_t bytes = control_state_offset(MEMORY) + ROOM;
+    fake.shared_fd = sealed(bytes);
+    fake.shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fake.shared_fd, 0);
+    assert_true(fake.shared != MAP_FAILED);
+    fake.conduct = OBEYS;
+    return pthread_create(&fake.thread, NULL, play, NULL);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    pthread_join(fake.thread, NULL);
+    munmap(fake.shared, control_state_offset(MEMORY) + ROOM);
+    close(fake.listener);
+    close(fake.memory);
+    close(fake.shared_fd);
+    unlink(fake.path);
+    rmdir(fake.folder);
+    return 0;
+}
+
+static void check_both_are_marked(struct vmm *source)
+{
+    struct vmm_ranges ranges = {0};
+    fake.conduct = OBEYS;
+    fake.page = 700;
+    assert_int_equal(source->ops->pause(source), 0);
+    assert_int_equal(source->ops->scan(source, true, &ranges), 0);
+    assert_int_equal(source->ops->resume(source), 0);
+    assert_int_equal(ranges.count, 2);
+    assert_int_equal(ranges.items[0].first, 77);
+    assert_int_equal(ranges.items[1].first, 700);
+    vmm_ranges_free(&ranges);
+}
+
+static void fails(enum conduct conduct, int code, const char *text)
+{
+    struct vmm *source;
+    assert_int_equal(kvm_attach(&source, fake.path), 0);
+    assert_int_equal(source->ops->track(source), 0);
+    fake.conduct = conduct;
+    fake.page = 77;
+    assert_int_equal(source->ops->pause(source), code);
+    assert_text_has(text);
+    check_both_are_marked(source);
+    source->ops->close(source);
+}
+
+static void test_state_cannot_be_saved(void **state)
+{
+    (void)state;
+    fails(CANNOT_SAVE, -EIO, "no state today");
+}
+
+/* Takes as long as the driver waits. */
+static void test_answer_comes_late(void **state)
+{
+    (void)state;
+    fails(ANSWERS_LATE, -ETIMEDOUT, "does not answer");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_state_cannot_be_saved, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_answer_comes_late, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
