@@ -151,10 +151,8 @@ void devices_announce(struct devices *devices)
 
 void devices_stop(struct devices *devices)
 {
-    if (!devices)
-        return;
-    io_free(devices->io);
-    devices->io = NULL;
+    if (devices && devices->io)
+        io_stop(devices->io);
 }
 
 void devices_free(struct devices *devices)
@@ -162,6 +160,7 @@ void devices_free(struct devices *devices)
     if (!devices)
         return;
     output_free(devices->output);
+    io_free(devices->io);
     for (unsigned i = 0; i < DEVICES_NETS_MAX; i++)
         if (devices->taps[i] >= 0)
             close(devices->taps[i]);
