@@ -134,11 +134,11 @@ static int take_frame(struct standbyd *standbyd, uint64_t link, const struct wir
         break;
     case WIRE_SUMS_WANTED:
         event.epoch = 0;
-        r = standbyd_sums(standbyd, link, frame);
+        r = standbyd_sums(standbyd, link, frame, STANDBYD_SUMS_DISK);
         break;
     case WIRE_PAGE_SUMS_WANTED:
         event.epoch = 0;
-        r = standbyd_page_sums(standbyd, link, frame);
+        r = standbyd_sums(standbyd, link, frame, STANDBYD_SUMS_PAGES);
         break;
     case WIRE_SWITCH:
         event.type = EVENT_SWITCH;

@@ -15,6 +15,8 @@ struct peer_guest {
     char *text;
 };
 
+enum standbyd_sums_kind { STANDBYD_SUMS_DISK, STANDBYD_SUMS_PAGES, STANDBYD_SUMS_KINDS };
+
 struct standbyd {
     struct hub hub; /* first: the hub's callbacks cast */
     struct standby *machine;
@@ -31,12 +33,11 @@ struct standbyd {
 
     /* main thread */
     struct peer_guest described;
-    bool prepare_wanted;   /* ACTION_PREPARE came and is not under way yet */
-    bool preparing;        /* one is under way on the guest's thread */
-    bool restore_ours;     /* the main thread and the lanes may use `restore` */
-    bool verifying;        /* a VERIFY is on the guest's thread */
-    unsigned sums_waiting; /* and so many SUMS_WANTED */
-    unsigned page_sums_waiting;
+    bool prepare_wanted;                        /* ACTION_PREPARE came and is not under way yet */
+    bool preparing;                             /* one is under way on the guest's thread */
+    bool restore_ours;                          /* the main thread and the lanes may use `restore` */
+    bool verifying;                             /* a VERIFY is on the guest's thread */
+    unsigned sums_waiting[STANDBYD_SUMS_KINDS]; /* and so many SUMS_WANTED, PAGE_SUMS_WANTED */
     struct role_action prepare;
     uint64_t session; /* newest */
     uint64_t heartbeats, sessions;
@@ -62,8 +63,8 @@ void standbyd_close_guest(struct standbyd *standbyd);
 /* standbyd_ask.c */
 void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
 /* -EPROTO: not now, or not so. */
-int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
-int standbyd_page_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame);
+int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame,
+                  enum standbyd_sums_kind kind);
 
 /* standbyd.c */
 /* One tenure as standby, until it ends or hub.turn. Everything behind `hub` is zero. */

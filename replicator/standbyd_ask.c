@@ -69,14 +69,25 @@ void standbyd_verify(struct standbyd *standbyd, uint64_t link, const struct wire
     worker_submit(standbyd->hub.worker, &job->job);
 }
 
-/* --- sums --- */
+/* --- digests of disks and of pages --- */
 
-#define SUMS_WAITING_MAX 4 /* questions that one session may have open */
+_Static_assert(WIRE_PAGE_SUMS_MAX == WIRE_SUMS_MAX, "one job has room for either");
+
+static const struct {
+    const char *name;
+    uint64_t feature;
+    unsigned waiting_max; /* questions that one session may have open */
+} sums_of[STANDBYD_SUMS_KINDS] = {
+    [STANDBYD_SUMS_DISK] = {"SUMS_WANTED", WIRE_FEATURE_DISK_SUMS, 4},
+    [STANDBYD_SUMS_PAGES] = {"PAGE_SUMS_WANTED", WIRE_FEATURE_PAGE_SUMS, 16},
+};
 
 struct sums_job {
     struct job job;
     uint64_t link;
-    struct message_sums wanted;
+    enum standbyd_sums_kind kind;
+    struct message_sums disk;
+    struct message_page_sums pages; /* wanted; then said */
     int code;
     char text[ERROR_TEXT_MAX];
     uint8_t digests[WIRE_SUMS_MAX * WIRE_DIGEST_BYTES];
@@ -87,11 +98,29 @@ static void run_sums(struct job *base, void *daemon)
     struct sums_job *job = (struct sums_job *)base;
     struct standbyd *standbyd = daemon;
     if (__atomic_load_n(&standbyd->session, __ATOMIC_RELAXED) != job->link || !standbyd->restore)
-        job->code = error_set(-ECANCELED, "SUMS_WANTED: the session is over");
+        job->code = error_set(-ECANCELED, "%s: the session is over", sums_of[job->kind].name);
+    else if (job->kind == STANDBYD_SUMS_DISK)
+        job->code = restore_disk_sums(standbyd->restore, &job->disk, job->digests);
     else
-        job->code = restore_disk_sums(standbyd->restore, &job->wanted, job->digests);
+        job->code = restore_page_sums(standbyd->restore, &job->pages, &job->pages.count, job->digests);
     if (job->code < 0)
         snprintf(job->text, sizeof job->text, "%s", error_text());
+}
+
+static size_t build_sums(const struct sums_job *job, uint8_t *payload)
+{
+    struct wire_sums disk;
+    struct wire_page_sums pages;
+    bool of_disk = job->kind == STANDBYD_SUMS_DISK;
+    size_t head_bytes = of_disk ? sizeof disk : sizeof pages;
+    size_t bytes = (size_t)(of_disk ? job->disk.count : job->pages.count) * WIRE_DIGEST_BYTES;
+    if (of_disk)
+        message_sums_build(&job->disk, &disk);
+    else
+        message_page_sums_build(&job->pages, &pages);
+    memcpy(payload, of_disk ? (const void *)&disk : &pages, head_bytes);
+    memcpy(payload + head_bytes, job->digests, bytes);
+    return head_bytes + bytes;
 }
 
 static void deliver_sums(struct note *note, void *daemon)
@@ -99,8 +128,8 @@ static void deliver_sums(struct note *note, void *daemon)
     struct sums_job *job = (struct sums_job *)note;
     struct standbyd *standbyd = daemon;
     struct role_status status;
-    uint8_t payload[sizeof(struct wire_sums) + sizeof job->digests];
-    standbyd->sums_waiting--;
+    uint8_t payload[sizeof(struct wire_sums) + sizeof(struct wire_page_sums) + sizeof job->digests];
+    standbyd->sums_waiting[job->kind]--;
     standby_get_status(standbyd->machine, &status);
     if (job->code == -ECANCELED || status.session != job->link)
         return;
@@ -108,101 +137,33 @@ static void deliver_sums(struct note *note, void *daemon)
         cannot_answer(standbyd, job->link, job->text);
         return;
     }
-    struct wire_sums head;
-    size_t bytes = (size_t)job->wanted.count * WIRE_DIGEST_BYTES;
-    message_sums_build(&job->wanted, &head);
-    memcpy(payload, &head, sizeof head);
-    memcpy(payload + sizeof head, job->digests, bytes);
-    links_send(standbyd->hub.links, job->link, WIRE_SUMS, status.generation, 0, payload, sizeof head + bytes);
+    links_send(standbyd->hub.links, job->link, job->kind == STANDBYD_SUMS_DISK ? WIRE_SUMS : WIRE_PAGE_SUMS,
+               status.generation, 0, payload, build_sums(job, payload));
 }
 
-int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
+int standbyd_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame,
+                  enum standbyd_sums_kind kind)
 {
     struct role_status status;
-    struct message_sums wanted;
-    int r = message_sums_wanted_parse(frame, &wanted);
+    struct message_sums disk = {0};
+    struct message_page_sums pages = {0};
+    int r = kind == STANDBYD_SUMS_DISK ? message_sums_wanted_parse(frame, &disk)
+                                       : message_page_sums_wanted_parse(frame, &pages);
     standby_get_status(standbyd->machine, &status);
     if (r == 0 && (status.session != link || !standbyd->restore_ours ||
                    (status.state != STANDBY_GREETED && status.state != STANDBY_RECEIVING) ||
-                   !(status.optional & WIRE_FEATURE_DISK_SUMS) || standbyd->sums_waiting >= SUMS_WAITING_MAX))
-        r = error_set(-EPROTO, "SUMS_WANTED while %s, with %u that wait", role_state_name(status.state),
-                      standbyd->sums_waiting);
+                   !(status.optional & sums_of[kind].feature) ||
+                   standbyd->sums_waiting[kind] >= sums_of[kind].waiting_max))
+        r = error_set(-EPROTO, "%s while %s, with %u that wait", sums_of[kind].name,
+                      role_state_name(status.state), standbyd->sums_waiting[kind]);
     if (r < 0)
         return r;
     struct sums_job *job = job_new(sizeof *job, run_sums, deliver_sums);
     job->link = link;
-    job->wanted = wanted;
-    standbyd->sums_waiting++;
-    worker_submit(standbyd->hub.worker, &job->job);
-    return 0;
-}
-
-/* --- page sums --- */
-
-#define PAGE_SUMS_WAITING_MAX 16
-
-struct page_sums_job {
-    struct job job;
-    uint64_t link;
-    struct message_page_sums sums; /* wanted; then said */
-    int code;
-    char text[ERROR_TEXT_MAX];
-    uint8_t digests[WIRE_PAGE_SUMS_MAX * WIRE_DIGEST_BYTES];
-};
-
-static void run_page_sums(struct job *base, void *daemon)
-{
-    struct page_sums_job *job = (struct page_sums_job *)base;
-    struct standbyd *standbyd = daemon;
-    if (__atomic_load_n(&standbyd->session, __ATOMIC_RELAXED) != job->link || !standbyd->restore)
-        job->code = error_set(-ECANCELED, "PAGE_SUMS_WANTED: the session is over");
-    else
-        job->code = restore_page_sums(standbyd->restore, &job->sums, &job->sums.count, job->digests);
-    if (job->code < 0)
-        snprintf(job->text, sizeof job->text, "%s", error_text());
-}
-
-static void deliver_page_sums(struct note *note, void *daemon)
-{
-    struct page_sums_job *job = (struct page_sums_job *)note;
-    struct standbyd *standbyd = daemon;
-    struct role_status status;
-    uint8_t payload[sizeof(struct wire_page_sums) + sizeof job->digests];
-    standbyd->page_sums_waiting--;
-    standby_get_status(standbyd->machine, &status);
-    if (job->code == -ECANCELED || status.session != job->link)
-        return;
-    if (job->code < 0) {
-        cannot_answer(standbyd, job->link, job->text);
-        return;
-    }
-    struct wire_page_sums head;
-    size_t bytes = (size_t)job->sums.count * WIRE_DIGEST_BYTES;
-    message_page_sums_build(&job->sums, &head);
-    memcpy(payload, &head, sizeof head);
-    memcpy(payload + sizeof head, job->digests, bytes);
-    links_send(standbyd->hub.links, job->link, WIRE_PAGE_SUMS, status.generation, 0, payload,
-               sizeof head + bytes);
-}
-
-int standbyd_page_sums(struct standbyd *standbyd, uint64_t link, const struct wire_frame *frame)
-{
-    struct role_status status;
-    struct message_page_sums wanted;
-    int r = message_page_sums_wanted_parse(frame, &wanted);
-    standby_get_status(standbyd->machine, &status);
-    if (r == 0 &&
-        (status.session != link || !standbyd->restore_ours ||
-         (status.state != STANDBY_GREETED && status.state != STANDBY_RECEIVING) ||
-         !(status.optional & WIRE_FEATURE_PAGE_SUMS) || standbyd->page_sums_waiting >= PAGE_SUMS_WAITING_MAX))
-        r = error_set(-EPROTO, "PAGE_SUMS_WANTED while %s, with %u that wait", role_state_name(status.state),
-                      standbyd->page_sums_waiting);
-    if (r < 0)
-        return r;
-    struct page_sums_job *job = job_new(sizeof *job, run_page_sums, deliver_page_sums);
-    job->link = link;
-    job->sums = wanted;
-    standbyd->page_sums_waiting++;
+    job->kind = kind;
+    job->disk = disk;
+    job->pages = pages;
+    standbyd->sums_waiting[kind]++;
     worker_submit(standbyd->hub.worker, &job->job);
     return 0;
 }
