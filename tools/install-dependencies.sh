@@ -15,12 +15,12 @@ scdoc
 qemu-system-x86 cpio openssl iproute2 python3 util-linux procps
 binutils e2fsprogs qemu-utils redis-tools etcd-server libfaketime
 resource-agents libxml2-utils
-libncurses-dev libmicrohttpd-dev tmux prometheus
+libncurses-dev libmicrohttpd-dev
 libvirt-dev libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
 "
 
 # Only "install-dependencies.sh check" wants these, for tests that are skipped by name without them.
-extras="python3-jsonschema chromium"
+extras="python3-jsonschema chromium tmux prometheus"
 
 lacking() {
     for package; do
