@@ -95,12 +95,15 @@ class Step:
         return True
 
     def list_tests(self):
-        """[(name, [suites], program's target)] as meson knows them."""
-        described = subprocess.run(["meson", "introspect", "--tests", self.build], cwd=SOURCE, capture_output=True,
-                                   text=True, check=True)
+        """[(name, [suites], [files to be built for it])] as meson knows them."""
+        def described(what):
+            return json.loads(subprocess.run(["meson", "introspect", what, self.build], cwd=SOURCE, check=True,
+                                             capture_output=True, text=True).stdout)
         root = os.path.realpath(self.build)
+        files = {target["id"]: [os.path.relpath(os.path.realpath(file), root) for file in target["filename"]]
+                 for target in described("--targets")}
         return [(test["name"], [suite.split(":")[-1] for suite in test["suite"]],
-                 os.path.relpath(os.path.realpath(test["cmd"][0]), root)) for test in json.loads(described.stdout)]
+                 [file for target in test["depends"] for file in files[target]]) for test in described("--tests")]
 
     def test(self, names, extra=(), before=()):
         log = os.path.join(self.build, "meson-logs", "testlog.json")
@@ -174,7 +177,7 @@ def step_tsan(step):
 
 
 def configure_and_build_tests(step, sanitizers, wanted):
-    """Builds only the programs of the tests that are wanted; names them in step.chosen. Warnings are for the plain
+    """Builds only what the tests that are wanted need; names them in step.chosen. Warnings are for the plain
     builds: under a sanitizer gcc sees less and guesses more."""
     options = [f"-Db_sanitize={sanitizers}", "-Db_lundef=false", "-Dwerror=false"]
     if not os.path.exists(os.path.join(step.build, "build.ninja")):
@@ -186,9 +189,9 @@ def configure_and_build_tests(step, sanitizers, wanted):
         step.results.fail(f"{step.name}: build", f"meson failed; see {step.log_path}")
         step.tail()
         return False
-    tests = [(name, program) for name, suites, program in step.list_tests() if wanted(name, suites)]
+    tests = [(name, files) for name, suites, files in step.list_tests() if wanted(name, suites)]
     step.chosen = [name for name, _ in tests]
-    return step.compile(options, sorted({program for _, program in tests}))
+    return step.compile(options, sorted({file for _, files in tests for file in files}))
 
 
 def step_clang(step):
