@@ -33,6 +33,8 @@ class Host:
             own = os.path.join(self.directory, place)
             os.makedirs(own)
             lines.append(f"mkdir -p {path}; mount --bind {own} {path}")
+        if os.path.exists("/dev/kvm"):
+            lines += self.dev_without_kvm()
         # What libvirt finds out about QEMU takes it long; it is the same for all tests.
         cache = os.path.join(run.build, "libvirt-cache")
         os.makedirs(cache, exist_ok=True)
@@ -46,6 +48,15 @@ class Host:
         wait_for(f"{name}'s directories", 10, lambda: "\nready" in open(place).read())
         self.daemon = None
         self.start()
+
+    def dev_without_kvm(self):
+        """A /dev/kvm that root may open and QEMU's user may not makes libvirt distrust what it found out about QEMU,
+        and find it out again at every step. The domains have no use for it."""
+        own = os.path.join(self.directory, "dev")
+        os.makedirs(own)
+        return [f"mount -t tmpfs -o mode=755 dev {own}", f"cp -ax /dev/. {own}", f"rm {own}/kvm",
+                "for each in $(sed -n 's|^[^ ]* /dev/\\([a-z]*\\) .*|\\1|p' /proc/mounts); do "
+                f"mount --bind /dev/$each {own}/$each; umount -l /dev/$each; done", f"mount --move {own} /dev"]
 
     def write(self, name, text):
         with open(os.path.join(self.directory, "etc", name), "w") as file:
