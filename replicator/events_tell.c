@@ -35,7 +35,8 @@ struct message {
 struct teller {
     const struct config *config;
     struct mailbox *mailbox;
-    struct message *last; /* what ends the thread; made at the start, so that it cannot be missing at the end */
+    struct message
+        *last; /* what ends the thread; made at the start, so that it cannot be missing at the end */
     pthread_t thread;
     bool journal;
     atomic_uint_fast64_t deadline_ns; /* UINT64_MAX: no end in sight */
