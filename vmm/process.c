@@ -142,7 +142,7 @@ bool process_wait(const struct process *process, int ms)
     return ended_within(process->pid_fd >= 0 ? process->pid_fd : process->child_fd, ms);
 }
 
-void process_last_line(const struct process *process, char *to, size_t room)
+static void last_line(const struct process *process, char *to, size_t room)
 {
     char tail[4096];
     to[0] = '\0';
@@ -163,6 +163,16 @@ void process_last_line(const struct process *process, char *to, size_t room)
             tail[i] = ' ';
     if (got > begin)
         snprintf(to, room, "%.*s", (int)(got - begin), tail + begin);
+}
+
+int process_explain(const struct process *process, int code)
+{
+    char line[256], text[ERROR_TEXT_MAX];
+    last_line(process, line, sizeof line);
+    if (!line[0])
+        return code;
+    snprintf(text, sizeof text, "%s", error_text());
+    return error_set(code, "%.200s; its last output: %s", text, line);
 }
 
 /* --- end --- */
@@ -214,6 +224,18 @@ void process_release(struct process *process)
     *process = PROCESS_NONE;
 }
 
+void process_leave(struct process *process, int grace_ms, const char *pid_path)
+{
+    bool ended = grace_ms >= 0;
+    if (ended)
+        process_end(process, grace_ms);
+    else
+        ended = process_wait(process, 0);
+    if (ended && pid_path)
+        unlink(pid_path);
+    process_release(process);
+}
+
 /* --- pid file --- */
 
 static int start_time(pid_t pid, unsigned long long *ret_ticks)
@@ -236,6 +258,8 @@ int process_record(const struct process *process, const char *pid_path, bool run
 {
     unsigned long long started;
     char fresh[PATH_MAX];
+    if (!pid_path)
+        return 0;
     if (snprintf(fresh, sizeof fresh, "%s.new", pid_path) >= (int)sizeof fresh)
         return error_set(-ENAMETOOLONG, "pid file %s", pid_path);
     int r = start_time(process->pid, &started);

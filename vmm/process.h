@@ -23,7 +23,7 @@ struct process {
 
 /*
  * Start `argv` with `extra` (NULL-terminated, both) behind it; found through PATH, standard input /dev/null,
- * output to `log_path`, or for NULL to 64 KiB of memory that only serve process_last_line().
+ * output to `log_path`, or for NULL to 64 KiB of memory that only serve process_explain().
  */
 int process_start(struct process *process, char *const *argv, const char *const *extra, const char *log_path);
 
@@ -36,8 +36,9 @@ int process_follow(struct process *process, pid_t pid);
 /* Has what was started (or the guest, once known) ended, now or within `ms`? */
 bool process_wait(const struct process *process, int ms);
 
-/* The last line of its output, for an error text: "" when there is none. */
-void process_last_line(const struct process *process, char *to, size_t room);
+/* Put the last line of its output, if there is one, behind error_text(): its own words explain better than
+ * ours why it failed. Returns `code`. */
+int process_explain(const struct process *process, int code);
 
 /* End the process and all that it started, by SIGTERM if it obeys within `grace_ms`, else by SIGKILL. */
 void process_end(struct process *process, int grace_ms);
@@ -45,11 +46,15 @@ void process_end(struct process *process, int grace_ms);
 /* Forget the process; one that lives goes on. */
 void process_release(struct process *process);
 
+/* The same for good: end it first, or not (`grace_ms` < 0), and remove its record (NULL: there is none) once
+ * it has ended. */
+void process_leave(struct process *process, int grace_ms, const char *pid_path);
+
 /*
  * The pid file: "PID STARTTIME waiting" or "PID STARTTIME running". The start time (field 22 of
  * /proc/PID/stat) tells the process from a later one of the same number.
  */
-int process_record(const struct process *process, const char *pid_path, bool running);
+int process_record(const struct process *process, const char *pid_path, bool running); /* NULL: nowhere */
 
 /* End the waiting process that a former engine recorded. -EBUSY: it is one that runs a guest. */
 int process_end_recorded(const char *pid_path);

@@ -61,15 +61,6 @@ static int target_zero(struct vmm *vmm, const struct vmm_range *range)
     return 0;
 }
 
-/* An error that the VMM's own words explain better than ours. */
-static int add_last_line(struct target *target, int code)
-{
-    char line[256], text[ERROR_TEXT_MAX];
-    snprintf(text, sizeof text, "%s", error_text());
-    process_last_line(&target->process, line, sizeof line);
-    return error_set(code, line[0] ? "%.200s; its last output: %s" : "%.200s%s", text, line);
-}
-
 static int target_load(struct vmm *vmm, const void *state, size_t bytes)
 {
     struct target *target = of(vmm);
@@ -89,7 +80,7 @@ static int target_run(struct vmm *vmm)
 {
     struct target *target = of(vmm);
     assert(target->phase == LOADED);
-    int r = target->pid_path ? process_record(&target->process, target->pid_path, true) : 0;
+    int r = process_record(&target->process, target->pid_path, true);
     if (r < 0)
         return r;
     target->phase = RUNNING;
@@ -116,15 +107,9 @@ static void target_close(struct vmm *vmm)
     if (!vmm)
         return;
     struct target *target = of(vmm);
-    bool ended = target->phase < RUNNING;
-    if (ended)
-        process_end(&target->process, QUIT_MS);
-    else
-        ended = process_wait(&target->process, 0);
-    if (ended && target->recorded)
-        unlink(target->pid_path);
+    process_leave(&target->process, target->phase < RUNNING ? QUIT_MS : -1,
+                  target->recorded ? target->pid_path : NULL);
     client_close(&target->guest.client);
-    process_release(&target->process);
     free(target->pid_path);
     free(target);
 }
@@ -181,8 +166,6 @@ static int await_ready(struct target *target, const char *socket_path, uint32_t 
 
 static int record(struct target *target)
 {
-    if (!target->pid_path)
-        return 0;
     int r = process_record(&target->process, target->pid_path, false);
     target->recorded = r == 0;
     return r;
@@ -204,7 +187,7 @@ static int start(struct target *target, const struct kvm_launch *launch)
         r = record(target);
     if (r < 0 && target->process.child > 0 &&
         process_wait(&target->process, r == -ECONNRESET ? LAST_WORDS_MS : 0))
-        return add_last_line(target, r);
+        return process_explain(&target->process, r);
     return r;
 }
 

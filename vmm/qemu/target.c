@@ -218,18 +218,6 @@ static int let_go_of_disks(struct target *target)
 
 /* --- takeover --- */
 
-/* An error that QEMU's own words explain better than ours: "load of migration failed: ..." */
-static int add_last_line(struct target *target, int code)
-{
-    char line[256];
-    process_last_line(&target->process, line, sizeof line);
-    if (!line[0])
-        return code;
-    char text[ERROR_TEXT_MAX];
-    snprintf(text, sizeof text, "%s", error_text());
-    return error_set(code, "%.200s; its last output: %s", text, line);
-}
-
 static int send_state(struct target *target, const uint8_t *state, size_t bytes)
 {
     while (bytes > 0) {
@@ -281,7 +269,7 @@ static int target_load(struct vmm *vmm, const void *state, size_t bytes)
         r = wait_loaded(target);
     if (r < 0) {
         process_wait(&target->process, LAST_WORDS_MS);
-        return add_last_line(target, r);
+        return process_explain(&target->process, r);
     }
     target->phase = LOADED;
     return 0;
@@ -291,7 +279,7 @@ static int target_run(struct vmm *vmm)
 {
     struct target *target = of(vmm);
     assert(target->phase == LOADED);
-    int r = target->pid_path ? process_record(&target->process, target->pid_path, true) : 0;
+    int r = process_record(&target->process, target->pid_path, true);
     if (r < 0)
         return r;
     target->phase = RUNNING;
@@ -328,17 +316,11 @@ static void target_close(struct vmm *vmm)
     if (!vmm)
         return;
     struct target *target = of(vmm);
-    bool ended = target->phase < RUNNING;
-    if (ended)
-        process_end(&target->process, QUIT_MS);
-    else
-        ended = process_wait(&target->process, 0);
-    if (ended && target->recorded)
-        unlink(target->pid_path);
+    process_leave(&target->process, target->phase < RUNNING ? QUIT_MS : -1,
+                  target->recorded ? target->pid_path : NULL);
     disk_access_close(target->access, NULL);
     filler_close(target->filler);
     qmp_close(target->qmp);
-    process_release(&target->process);
     free(target->text);
     free(target->pid_path);
     if (target->stream >= 0)
@@ -481,8 +463,6 @@ static int fill_in(struct target *target, const char *const *shared_disks)
 
 static int record(struct target *target)
 {
-    if (!target->pid_path)
-        return 0;
     int r = process_record(&target->process, target->pid_path, false);
     target->recorded = r == 0;
     return r;
@@ -527,7 +507,7 @@ static int start(struct target *target, const struct qemu_launch *launch)
     if (r == 0)
         r = arm(target);
     if (r < 0 && target->process.pid > 0 && process_wait(&target->process, 0))
-        return add_last_line(target, r);
+        return process_explain(&target->process, r);
     return r;
 }
 
