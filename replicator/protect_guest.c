@@ -298,7 +298,7 @@ void protect_start_round(struct protect *protect)
     job->downtime_ns = protect->round.downtime_ns;
     job->costs.commit_ns = protect->migrate.commit_ns;
     job->costs.takeover_ns = protect->migrate.takeover_ns;
-    if (protect->hub.arbiter)
+    if (protect->hub.config->role.arbiter)
         job->costs.arbiter_ns = protect->hub.arbiter_ns ? protect->hub.arbiter_ns : MIGRATE_ARBITER_GUESS_NS;
     job->verify = protect->copying || job->downtime_ns ? NULL : protect_verify_slice(protect);
     protect->round_waits = false;
