@@ -25,6 +25,8 @@ def test_takeover(run):
     check(alpha.mark("web") == ("primary", "beta"), f"alpha's mark: {alpha.mark('web')}", pair.story)
     check(beta.mark("web") == ("standby", "alpha"), f"beta's mark: {beta.mark('web')}", pair.story)
     check(pair.verify()["differing"] == 0, "the memories differ", pair.story)
+    beta.virsh("resume", "web")  # which is not to make it run before its time
+    check("beta" not in pair.ticking(1), "the waiting guest runs", pair.story)
     stop_watching = pair.watch()
     pair.kill_host()
     stop_watching()

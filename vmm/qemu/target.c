@@ -7,7 +7,7 @@
  * main loop, and still answers the monitor. So a takeover sends the state and waits for one event:
  *
  *      launch                                   load()                     run()
- *   ── getfd, migrate-incoming ──► inmigrate ── state, end of stream ──► paused ── cont ──► running
+ *   ── getfd, migrate-incoming ──► inmigrate ── stop, state, its end ──► paused ── cont ──► running
  *                                               event MIGRATION completed
  *
  * It also means that a waiting QEMU does not outlive its engine: when our end of the pair goes, the stream
@@ -260,6 +260,10 @@ static int target_load(struct vmm *vmm, const void *state, size_t bytes)
     assert(target->phase == WAITING);
     target->phase = LOADING;
     int r = target->access ? let_go_of_disks(target) : 0;
+    /* Somebody may have said "cont" to the waiting guest. QEMU keeps that until the state is loaded, and then
+     * lets the guest run on its own; "stop" takes it back. */
+    if (r == 0)
+        r = checked(target, qmp_call(target->qmp, COMMAND_MS, NULL, "stop", NULL));
     if (r < 0)
         return r;
     r = send_state(target, state, bytes);
@@ -441,6 +445,8 @@ static int arm(struct target *target)
     r = qmp_call_fd(target->qmp, COMMAND_MS, NULL, theirs, "getfd", "{s:s}", "fdname", STREAM_NAME);
     if (r == 0)
         r = qmp_call(target->qmp, COMMAND_MS, NULL, "migrate-incoming", "{s:s}", "uri", "fd:" STREAM_NAME);
+    if (r == 0)
+        qmp_prime(target->qmp, "stop", NULL); /* load() says it */
     return r;
 }
 

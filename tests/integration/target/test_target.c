@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "vmm/qemu/qemu.h"
+#include "vmm/qemu/qmp.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -122,14 +123,32 @@ static enum vmm_event await_event(struct vmm *vmm)
     }
 }
 
+/* What an administrator says at a monitor of his own. The result is the caller's. */
+static json_t *say(const char *path, const char *command)
+{
+    struct qmp *qmp = NULL;
+    json_t *answer = NULL;
+    must(qmp_open(&qmp, path, 10000), "second monitor");
+    must(qmp_call(qmp, 10000, &answer, command, NULL), command);
+    qmp_close(qmp);
+    return answer;
+}
+
 static void carry_over(const struct machine_kind *kind)
 {
     if (!t.image)
         skip();
     machine_init(&t.alpha, t.image, kind);
     machine_init(&t.beta, t.image, kind);
+    char monitor[sizeof t.beta.directory + 16], option[sizeof monitor + 32];
+    snprintf(monitor, sizeof monitor, "%s/second", t.beta.directory);
+    snprintf(option, sizeof option, "unix:%s,server=on,wait=off", monitor);
+    machine_arg(&t.beta, "-qmp");
+    machine_arg(&t.beta, option);
     machine_start(&t.alpha);
     must(launch(&t.beta), "launch");
+    /* The waiting guest looks paused, so somebody resumes it. */
+    json_decref(say(monitor, "cont"));
     char where[128];
     snprintf(where, sizeof where, "%.*s", 100, machine_await(&t.alpha, "probe", 0, 60));
     machine_await(&t.alpha, "pass 1 ok", 0, 60);
@@ -163,13 +182,18 @@ static void carry_over(const struct machine_kind *kind)
     uint64_t began = clock_now_ns();
     must(t.target->ops->load(t.target, kept, bytes), "load");
     uint64_t loaded = clock_now_ns();
+    json_t *status = say(monitor, "query-status");
+    unlink(monitor);
+    assert_string_equal(json_string_value(json_object_get(status, "status")), "paused");
+    json_decref(status);
+    uint64_t resuming = clock_now_ns();
     must(t.target->ops->run(t.target), "run");
     uint64_t running = clock_now_ns();
     must(t.target->ops->announce(t.target), "announce");
     free(kept);
     print_message("%s %s %u MB smp %u: %lu pages (%lu zero), state %zu bytes, load %.1f ms, run %.1f ms\n",
                   kind->machine, kind->shared ? "memfd" : "anonymous", kind->megabytes, kind->cpus, pages,
-                  empty, bytes, (double)(loaded - began) / 1e6, (double)(running - loaded) / 1e6);
+                  empty, bytes, (double)(loaded - began) / 1e6, (double)(running - resuming) / 1e6);
 
     uint64_t after = strtoull(machine_await(&t.beta, "tick", 0, 30), NULL, 10);
     print_message("counter: %lu in the checkpoint, first line at the standby %lu\n", before, after);
