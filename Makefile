@@ -6,7 +6,7 @@ BUILD ?= build
 
 help:
 	@echo "make demo     protect a Linux guest, kill its host, watch the standby take over (root)"
-	@echo "              DEMO='--dirty PAGES --interval MS --seconds S' to choose the load"
+	@echo "              DEMO=--help names what can be chosen"
 	@echo "make check    build and run every test (root)"
 	@echo "make build    build into $(BUILD)/"
 	@echo "make install  install program, manual pages and systemd units (DESTDIR, PREFIX)"

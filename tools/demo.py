@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job, on this machine: a Linux guest under protection, its primary killed, the standby taking over.
 
-Two network namespaces play the two hosts. Everything shown is measured in this run; build/demo.json has it all.
+Two network namespaces play the two hosts, a third one those outside: a client that writes to Redis in the guest over one
+TCP connection, and an observer of a counter that the guest sends. fio writes and checks a disk in the guest. Everything
+shown is measured in this run; build/demo.json has it all.
 """
 import argparse
 import json
@@ -14,6 +16,8 @@ import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "integration"))
+import clients  # noqa: E402
+from services import Disk, image  # noqa: E402
 from understudy_test import Run, has_hardware_virtualisation, wait_for  # noqa: E402
 
 MEMORY = 256
@@ -36,12 +40,69 @@ class Screen:
             sys.stdout.flush()
 
 
+class World:
+    """Those outside, who must not have been told of anything that is lost."""
+
+    def __init__(self, run, pair, screen):
+        self.run, self.pair, self.screen = run, pair, screen
+        self.killed = self.seen = None
+
+    def begin(self):
+        outside = self.run.outside().name
+        self.redis = clients.Redis(outside, pace_s=0.005).start()
+        self.observer = clients.Observer(outside).start()
+        wait_for("the guest answers those outside", 30,
+                 lambda: self.error() or self.redis.last() > 20 and min(self.observer.highest.values()) > 20,
+                 self.pair.story)
+        output, disks = (self.pair.status("alpha")[key] for key in ("output", "disks"))
+        self.screen.say(f"outside: a client writes to Redis in the guest, an observer reads its counter; output is held by "
+                        f"the {output['gate']} gate; {disks['count']} disks are copied")
+
+    def error(self):
+        return self.redis.error or self.observer.error
+
+    def host_died(self):
+        """All that was let out has arrived: the wire is short, and nobody detects anything for a while."""
+        self.killed = time.monotonic()
+        time.sleep(0.1)
+        self.seen, self.acknowledged = max(self.observer.highest.values()), self.redis.last()
+
+    def judge(self, committed):
+        """What was promised, and what became of it."""
+        wait_for("those outside go on", 60,
+                 lambda: self.error() or self.redis.last() > self.acknowledged + 20 and
+                 min(self.observer.highest.values()) > self.seen + 20, self.pair.story)
+        self.observer.stop()
+        self.redis.stop()
+        kept = self.redis.verify()
+        gap = self.redis.gap(self.killed - 1)[0] * 1000
+        self.screen.say(f"client: the same TCP connection, {gap:.0f} ms without an answer, all {kept} acknowledged writes are "
+                        f"there ({self.acknowledged} before the kill)")
+        self.screen.say(f"observer: {self.seen} was the last it saw of the primary, the standby resumed from {committed}")
+        self.wait_disk()
+        self.screen.say("disk: fio at the standby finds what it wrote at the primary")
+        return {"acknowledged_before": self.acknowledged, "acknowledged_after": kept, "client_gap_ms": gap,
+                "seen_before": self.seen, "resumed_from": committed}
+
+    def wait_disk(self):
+        serial = self.pair.serial("beta")
+        wait_for("two passes of fio", 60, lambda: serial.corrupt() or serial.text().count("fio: pass") >= 2,
+                 self.pair.story)
+        if serial.corrupt():
+            raise AssertionError(f"the guest says {serial.corrupt()}")
+
+
 class Watcher(threading.Thread):
     """Polls the primary, so that the newest acknowledged checkpoint before the kill is known."""
 
     def __init__(self, pair, screen):
         super().__init__(daemon=True)
         self.pair, self.screen, self.status, self.stop = pair, screen, None, False
+
+    @staticmethod
+    def output(status):
+        delay = status.get("output", {}).get("delay_ms")
+        return f", output waits {delay['p50']:.0f} ms" if delay else ""
 
     def run(self):
         shown = 0
@@ -53,14 +114,17 @@ class Watcher(threading.Thread):
                     shown = time.monotonic()
                     self.screen.move(f"checkpoint {status['committed_epoch']}, pause p50 {status['pause_ms']['p50']:.2f} "
                                      f"p99 {status['pause_ms']['p99']:.2f} ms, {status['dirty_pages']['last']:.0f} dirty "
-                                     f"pages, {status['wire_bytes'] / 2**20:.0f} MiB on the wire")
+                                     f"pages, {status['wire_bytes'] / 2**20:.0f} MiB on the wire{self.output(status)}")
             time.sleep(0.005)
 
 
-def protect(pair, screen, seconds):
+def protect(pair, world, screen, seconds):
     screen.say(f"host alpha: booting a Linux guest, {MEMORY} MiB, in an ordinary QEMU ({accelerator()})")
     pair.start_guest()
-    screen.say(f"guest is up and checks its own memory: {' '.join(pair.serial('alpha').text().split('ready', 1)[-1].split()[:6])}")
+    said = pair.serial("alpha").text().split("ready writers", 1)[-1].split("\n")[0]
+    screen.say(f"guest is up and checks its own memory: writers{said}")
+    if world:
+        pair.wait_ready("redis", "counter", "fio")
     screen.say("host beta: standby starts and listens")
     pair.standby()
     screen.say("host alpha: attaching to the running QEMU")
@@ -72,6 +136,8 @@ def protect(pair, screen, seconds):
     copy = status["initial_copy"]
     screen.say(f"PROTECTED over {status['tls']}, {status['lanes']} lanes; first copy {copy['bytes'] / 2**20:.0f} MiB "
                f"in {copy['seconds']:.2f} s while the guest ran")
+    if world:
+        world.begin()
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.2)
@@ -87,13 +153,15 @@ def verify(run, pair, screen):
     return code == 0 and result["equal"]
 
 
-def take_over(pair, watcher, screen):
+def take_over(pair, watcher, world, screen):
     screen.say("SIGKILL to the primary's QEMU and engine")
     watcher.stop = True
     watcher.join()
     killed = time.monotonic()
     pair.qemu.signal(signal.SIGKILL)
     pair.engines["alpha"].signal(signal.SIGKILL)
+    if world:
+        world.host_died()
     status = wait_for("the standby takes over", 30,
                       lambda: (lambda s: s if s and s["state"] == "active" else None)(pair.status("beta")),
                       pair.story, every=0.005)
@@ -124,12 +192,22 @@ def load(dirty, interval_ms):
     return f"us.mem=96M us.hot={dirty} us.rate={rate:.0f} us.mode=mixed us.check=5000"
 
 
+def why_alone(options):
+    """Why nobody outside can take part, or None."""
+    if options.plain:
+        return "--plain"
+    return None if os.path.exists("/dev/net/tun") else "no /dev/net/tun here"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", default="build")
     parser.add_argument("--seconds", type=float, default=10, help="how long to protect before the kill")
     parser.add_argument("--interval", type=int, default=50, metavar="MS", help="time between checkpoints")
     parser.add_argument("--dirty", type=int, default=300, metavar="PAGES", help="pages the guest writes in an interval")
+    parser.add_argument("--detect", type=int, default=400, metavar="MS",
+                        help="silence after which the standby takes over; on a busy machine 250 can be a false alarm")
+    parser.add_argument("--plain", action="store_true", help="memory alone: no network, no disk, nobody outside")
     options = parser.parse_args()
     build = os.path.abspath(options.build)
     screen = Screen()
@@ -138,12 +216,20 @@ def main():
     run = Run("demo", build, directory, seed=0)
     done = False
     try:
-        pair = run.pair(memory=MEMORY, load=load(options.dirty, options.interval), takeover="auto", detect="250ms",
-                        interval=f"{options.interval}ms")
-        watcher = protect(pair, screen, options.seconds)
+        alone = why_alone(options)
+        screen.say(f"without network and disks: {alone}" if alone else "making the guest's image of Debian's packages")
+        guest_load, around = load(options.dirty, options.interval), {}
+        if not alone:
+            guest_load += " us.fiodev=/dev/vdb us.fiosize=2M"
+            around = {"services": "redis,counter,fio", "network": "tap",
+                      "disks": (Disk(os.path.join(image(build), "empty.img")), Disk(mib=8))}
+        pair = run.pair(memory=MEMORY, load=guest_load, takeover="auto", detect=f"{options.detect}ms",
+                        interval=f"{options.interval}ms", **around)
+        world = None if alone else World(run, pair, screen)
+        watcher = protect(pair, world, screen, options.seconds)
         equal = verify(run, pair, screen)
         time.sleep(1)
-        status, total = take_over(pair, watcher, screen)
+        status, total = take_over(pair, watcher, world, screen)
         before = watcher.status
         ticks = wait_for("the guest speaks at the standby", 30, lambda: pair.serial("beta").ticks(), pair.story)
         first = ticks[0][0]
@@ -152,8 +238,10 @@ def main():
                    f"({status['takeover_ms']['detect']:.0f} ms of silence, {status['takeover_ms']['total']:.1f} ms from decision "
                    "to running)")
         screen.say(f"guest's counter: {acknowledged} when last acknowledged, {first} in its first line at the standby")
+        outside = world and world.judge(status["probe"]["committed"])
         whole = first_whole_pass(pair, screen)
         done = equal and whole and first >= acknowledged > 0
+        done = done and (not outside or outside["seen_before"] <= outside["resumed_from"])
         result = {
             "epochs": before["checkpoints"],
             "interval_ms": before["interval_ms"],
@@ -165,6 +253,7 @@ def main():
                             "total": total},
             "guest_counter": {"last_acknowledged": acknowledged, "first_after": first},
             "memory_verified": equal and whole,
+            "outside": outside,
             "accelerator": accelerator(),
             "tls": before["tls"],
         }
