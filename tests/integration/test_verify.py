@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """`understudy verify`: finds nothing where nothing is wrong, and exactly what is wrong where something is."""
-
 from understudy_test import PAGES, check
 
 
