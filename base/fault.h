@@ -35,6 +35,8 @@
     POINT(HANDOVER_SENT, "handover-sent")         /* standby told to run the guest */                        \
     POINT(STARTED_RECEIVED, "started-received")   /* the guest runs there, not yet acted upon */             \
     POINT(PREPARE, "prepare")                     /* standby's guest about to be launched */                 \
+    POINT(KEEP_MEMORY, "keep-memory")             /* memory of a guest left behind about to be kept */       \
+    POINT(KEEP_FILL, "keep-fill")                 /* and to be put into the waiting one, the old is gone */  \
     POINT(STAGE_PAGES, "stage-pages")             /* pages arrived, about to be staged */                    \
     POINT(STAGE_STATE, "stage-state")             /* device state arrived, about to be staged */             \
     POINT(JOURNAL_WRITE, "journal-write")         /* changes of disks arrived, about to be journaled */      \

@@ -2,6 +2,7 @@
 #include "vmm/keep.h"
 
 #include "base/error.h"
+#include "base/fault.h"
 #include "base/scope.h"
 
 #include <errno.h>
@@ -102,7 +103,7 @@ int vmm_keep_new(struct vmm_keep **ret_keep, const struct vmm_block *blocks, siz
 {
     struct vmm_keep *keep = calloc(1, sizeof *keep);
     uint8_t *chunk cleanup_free = malloc((size_t)CHUNK_PAGES << VMM_PAGE_SHIFT);
-    int r = keep && chunk ? 0 : error_set(-ENOSPC, "no memory");
+    int r = keep && chunk ? fault_point(FAULT_KEEP_MEMORY) : error_set(-ENOSPC, "no memory");
     uint64_t all_bytes = 0;
     for (size_t i = 0; i < count; i++)
         all_bytes += blocks[i].bytes;
@@ -147,6 +148,9 @@ int vmm_keep_fill(struct vmm_keep *keep, struct vmm *target, uint64_t *ret_bytes
 {
     struct vmm_description description;
     uint64_t bytes = 0;
+    int r = fault_point(FAULT_KEEP_FILL);
+    if (r < 0)
+        return r;
     target->ops->describe(target, &description);
     for (size_t i = 0; i < keep->count; i++) {
         const struct kept_block *kept = &keep->blocks[i];
@@ -155,7 +159,7 @@ int vmm_keep_fill(struct vmm_keep *keep, struct vmm *target, uint64_t *ret_bytes
                 description.blocks[k].bytes != kept->block.bytes)
                 continue;
             for (uint64_t chunk = 0; chunk < chunks_of(&kept->block); chunk++) {
-                int r = fill_chunk(kept, target, (uint32_t)k, chunk, &bytes);
+                r = fill_chunk(kept, target, (uint32_t)k, chunk, &bytes);
                 if (r < 0)
                     return error_add(r, "fill block %s", kept->block.name);
             }

@@ -18,10 +18,12 @@ DISKS = ["disk-change", "journal-write", "journal-commit", "journal-committed", 
 # Passed in a planned switchover only: test_migrate.py strikes them.
 SWITCHOVER = ["throttle-stopped", "switch-captured", "handover-send", "handover-sent", "started-received", "switch-load",
               "handover-received", "started-send"]
+# Passed where a guest was left behind: test_reprotect.py strikes them.
+REPROTECTION = ["keep-memory", "keep-fill"]
 
 
 def test_every_point_is_listed_here(run):
-    known = set(PRIMARY) | set(STANDBY) | set(TAKEOVER) | set(BOTH) | set(DISKS) | set(SWITCHOVER)
+    known = set(PRIMARY) | set(STANDBY) | set(TAKEOVER) | set(BOTH) | set(DISKS) | set(SWITCHOVER) | set(REPROTECTION)
     listed = set(run.fault_points())
     check(known == listed, f"fault points without a test: {listed - known}; tests without a point: {known - listed}")
     _, err, code = run.us("status", "x.ini", environment={"UNDERSTUDY_FAULT": "no-such-point=kill"}, expect=None)

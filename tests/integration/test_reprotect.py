@@ -278,6 +278,32 @@ def test_wrong_memory_is_healed(run):
     move(pair, "switchback", "beta")
 
 
+def test_memory_cannot_be_kept(run):
+    """The old memory is a help, no need: engines killed on its way, and errors there, cost a whole copy."""
+    def protects(host):
+        wait_reprotected(pair, host)
+        copy = pair.status(host)["initial_copy"]
+        check(not copy.get("known_bytes"), f"something was known: {copy}", pair.story)
+        check(not verify(pair, host)["differing"], "memory differs", pair.story)
+
+    def killed(host):
+        check(pair.engines[host].wait(60) == -signal.SIGKILL, f"{host}'s engine was not killed", pair.story)
+
+    pair = run.pair(memory=192, load=NOISE, reprotect="auto").start_guest()
+    pair.standby(faults=["keep-fill=kill"])
+    pair.protect(faults=["keep-memory=kill"])
+    move(pair, "migrate", "alpha")
+    killed("alpha")
+    pair.start("run", "alpha", faults=["keep-memory=error", "keep-fill=error"])
+    protects("beta")
+    move(pair, "switchback", "beta")
+    killed("beta")
+    pair.start("run", "beta")
+    protects("alpha")
+    move(pair, "migrate", "alpha")
+    protects("beta")
+
+
 def test_output_is_held_in_both_directions(run):
     """The guest's word to clients on one open connection holds through takeover, re-protection, takeover back."""
     pair = counting(run, reprotect="auto").up()
