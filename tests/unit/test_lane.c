@@ -7,60 +7,7 @@
 #include <poll.h>
 #include <stdatomic.h>
 
-static const struct lane_config primary_config = {
-    .ops = &end_ops, .side = WIRE_SIDE_PRIMARY, .index = 1, .session_known = true, .session = 77};
-
-static void start_connect(struct end *end, struct lane_config config, const struct sockaddr_storage *address,
-                          socklen_t length)
-{
-    config.tls = primary_tls;
-    config.ctx = end;
-    assert_int_equal(lane_connect(&end->lane, &config, (const struct sockaddr *)address, length), 0);
-}
-
-/* Both ends were end_init()ed and told what to do. */
-static void start_pair(struct end *primary, struct end *standby, struct lane_config primary_choice,
-                       struct lane_config standby_choice)
-{
-    struct sockaddr_storage address;
-    socklen_t length;
-    int listener = end_listen(&address, &length);
-    start_connect(primary, primary_choice, &address, length);
-    start_accept(standby, standby_choice, end_take(listener));
-    close(listener);
-}
-
 /* ------------------------------------------------------------------ transfer */
-
-/* Around every boundary there is: the smallest, a TLS record, a batch, the largest. */
-static size_t mixed_sizes(uint64_t frame)
-{
-    static const size_t sizes[] = {17,
-                                   18,
-                                   64,
-                                   1000,
-                                   4096,
-                                   16384 - 64 - 1,
-                                   16384 - 64,
-                                   16384 - 63,
-                                   16384,
-                                   65535,
-                                   65536,
-                                   131072 + 7,
-                                   256 * 1024 - 64,
-                                   256 * 1024,
-                                   256 * 1024 + 1,
-                                   400000,
-                                   17,
-                                   17,
-                                   512 * 1024 - 1,
-                                   512 * 1024,
-                                   512 * 1024,
-                                   17,
-                                   512 * 1024 - 100,
-                                   30000};
-    return sizes[frame % array_length(sizes)];
-}
 
 static void transfer(struct lane_config primary_choice, struct lane_config standby_choice, uint64_t frames,
                      struct lane_stats *ret_primary)
@@ -189,12 +136,6 @@ static void both_directions_at_once(void **state)
     assert_int_equal(primary.session, 77);
 }
 
-static size_t small(uint64_t frame)
-{
-    (void)frame;
-    return 24;
-}
-
 /* Each frame is a kick's work: a kick that got lost would stop the game. */
 static void no_kick_is_lost_in_a_ping_pong(void **state)
 {
@@ -319,18 +260,6 @@ static void no_kick_is_lost_on_the_way_to_sleep(void **state)
 
 /* ------------------------------------------------------------------ flow control */
 
-static size_t large(uint64_t frame)
-{
-    (void)frame;
-    return 256 * 1024;
-}
-
-static uint64_t produced_by(struct end *end)
-{
-    scope_lock(&end->mutex);
-    return end->produced;
-}
-
 /* The number of frames at which the producer comes to rest. */
 static uint64_t settle(struct end *end)
 {
@@ -385,203 +314,6 @@ static void a_peer_that_takes_nothing_is_given_up(void **state)
     end_release(&primary);
     end_release(&standby);
     assert_int_equal(standby.wrong, 0);
-}
-
-/* ------------------------------------------------------------------ ends */
-
-static void stop_is_reported_to_both(void **state)
-{
-    (void)state;
-    struct end primary, standby;
-    end_init(&primary);
-    end_init(&standby);
-    start_pair(&primary, &standby, primary_config, standby_config);
-    assert_true(end_wait(&primary, primary.ups));
-    assert_true(end_wait(&standby, standby.ups));
-    lane_stop(primary.lane);
-    assert_true(end_wait(&primary, primary.downs));
-    assert_int_equal(primary.code, 0);
-    assert_true(end_wait(&standby, standby.downs));
-    assert_int_equal(standby.code, -ESHUTDOWN);
-    assert_reason(standby, "closed the connection in order");
-    lane_kick(primary.lane); /* may come at any time before the lane is freed */
-    lane_stop(primary.lane);
-    end_release(&primary);
-    end_release(&standby);
-    assert_no_trouble(&primary);
-    assert_no_trouble(&standby);
-}
-
-/* No farewell: the peer sees the connection end without close_notify. */
-static void an_aborted_lane_says_nothing_more(void **state)
-{
-    (void)state;
-    struct end primary, standby;
-    end_init(&primary);
-    end_init(&standby);
-    start_pair(&primary, &standby, primary_config, standby_config);
-    assert_true(end_wait(&primary, primary.ups));
-    assert_true(end_wait(&standby, standby.ups));
-    lane_abort(primary.lane);
-    assert_true(end_wait(&primary, primary.downs));
-    assert_true(end_wait(&standby, standby.downs));
-    assert_int_equal(primary.code, 0);
-    assert_int_equal(standby.code, -ECONNRESET);
-    end_release(&primary);
-    end_release(&standby);
-    assert_no_trouble(&primary);
-    assert_no_trouble(&standby);
-}
-
-static void what_was_produced_is_sent_before_the_end(void **state)
-{
-    (void)state;
-    for (unsigned round = 0; round < 20; round++) {
-        struct end primary, standby;
-        end_init(&primary);
-        end_init(&standby);
-        primary.size_of = large;
-        primary.limit = 1 + round % 5;
-        start_pair(&primary, &standby, primary_config, standby_config);
-        assert_true(end_wait(&primary, primary.ups));
-        while (produced_by(&primary) < primary.limit)
-            usleep(100);
-        lane_stop(primary.lane);
-        assert_true(end_wait(&standby, standby.downs));
-        end_release(&primary);
-        end_release(&standby);
-        assert_int_equal(standby.received, primary.limit);
-        assert_int_equal(standby.code, -ESHUTDOWN);
-        assert_no_trouble(&standby);
-    }
-}
-
-/* A refusal must reach a peer that is busy sending, though the stream is cut in the middle. */
-static void last_words_reach_a_busy_peer(void **state)
-{
-    (void)state;
-    struct lane_config primary_choice = primary_config, standby_choice = standby_config;
-    primary_choice.control = standby_choice.control = true;
-    for (unsigned round = 0; round < 20; round++) {
-        struct end primary, standby;
-        end_init(&primary);
-        end_init(&standby);
-        primary.type = WIRE_VERIFY;
-        standby.type = WIRE_VERIFIED;
-        primary.size_of = large;
-        standby.size_of = small;
-        primary.limit = 1000000;
-        standby.hold = true;
-        start_pair(&primary, &standby, primary_choice, standby_choice);
-        assert_true(end_wait(&standby, standby.received == 1));
-        usleep(2000 * (round % 5));
-        end_set(&standby, 1, false);
-        lane_kick(standby.lane);
-        while (produced_by(&standby) < 1)
-            usleep(100);
-        lane_stop(standby.lane);
-        assert_true(end_wait(&primary, primary.downs));
-        end_release(&primary);
-        end_release(&standby);
-        assert_int_equal(primary.received, 1);
-        assert_no_trouble(&primary);
-        assert_no_trouble(&standby);
-    }
-}
-
-static void stop_in_every_state(void **state)
-{
-    (void)state;
-    for (unsigned delay_us = 0; delay_us < 6000; delay_us += delay_us < 1000 ? 50 : 500) {
-        struct end primary, standby;
-        end_init(&primary);
-        end_init(&standby);
-        primary.size_of = mixed_sizes;
-        primary.limit = 1000000;
-        start_pair(&primary, &standby, primary_config, standby_config);
-        usleep(delay_us);
-        struct end *first = delay_us / 50 % 2 ? &primary : &standby;
-        lane_stop(first->lane);
-        assert_true(end_wait(first, first->downs));
-        if (first->code != 0) /* the other side cannot have ended by itself */
-            fail_msg("%s", first->reason);
-        end_release(&primary);
-        end_release(&standby);
-        assert_int_equal(primary.late + standby.late + standby.wrong, 0);
-        assert_int_equal(primary.downs, 1);
-        assert_int_equal(standby.downs, 1);
-    }
-}
-
-static void free_at_once(void **state)
-{
-    (void)state;
-    struct sockaddr_storage address;
-    socklen_t length;
-    int listener = end_listen(&address, &length);
-    for (unsigned round = 0; round < 20; round++) {
-        struct end end;
-        end_init(&end);
-        start_connect(&end, primary_config, &address, length);
-        end_release(&end);
-        assert_int_equal(end.downs, 1);
-        assert_int_equal(end.code, 0);
-    }
-    /* Nobody takes these connections: the handshake waits for an answer. */
-    struct end waiting;
-    end_init(&waiting);
-    start_connect(&waiting, primary_config, &address, length);
-    usleep(20000);
-    end_release(&waiting);
-    assert_int_equal(waiting.ups, 0);
-    assert_int_equal(waiting.code, 0);
-    close(listener);
-    lane_free(NULL);
-}
-
-static void stop_from_a_callback(void **state)
-{
-    (void)state;
-    struct end primary, standby;
-    end_init(&primary);
-    end_init(&standby);
-    primary.stop_at_up = true;
-    start_pair(&primary, &standby, primary_config, standby_config);
-    assert_true(end_wait(&primary, primary.downs));
-    assert_int_equal(primary.code, 0);
-    assert_true(end_wait(&standby, standby.downs));
-    end_release(&primary);
-    end_release(&standby);
-    assert_int_equal(primary.ups, 1);
-}
-
-static void a_failing_callback_ends_the_lane(void **state)
-{
-    (void)state;
-    for (unsigned in_frame = 0; in_frame < 2; in_frame++) {
-        struct end primary, standby;
-        end_init(&primary);
-        end_init(&standby);
-        primary.size_of = mixed_sizes;
-        primary.limit = 1000000;
-        struct end *failing = in_frame ? &standby : &primary, *other = in_frame ? &primary : &standby;
-        if (in_frame)
-            standby.fail_frame = 30;
-        else
-            primary.fail_produce = 30;
-        start_pair(&primary, &standby, primary_config, standby_config);
-        assert_true(end_wait(failing, failing->downs));
-        assert_int_equal(failing->code, -EIO);
-        assert_reason(*failing,
-                      in_frame ? "the consumer failed on purpose" : "the producer failed on purpose");
-        assert_reason(*failing, "lane to 127.0.0.1:");
-        assert_true(end_wait(other, other->downs));
-        assert_true(other->code < 0);
-        end_release(&primary);
-        end_release(&standby);
-        assert_no_trouble(&primary);
-        assert_no_trouble(&standby);
-    }
 }
 
 /* ------------------------------------------------------------------ the small things */
@@ -651,14 +383,6 @@ int main(void)
         cmocka_unit_test(no_kick_is_lost_on_the_way_to_sleep),
         cmocka_unit_test(a_consumer_that_blocks_stalls_the_producer),
         cmocka_unit_test(a_peer_that_takes_nothing_is_given_up),
-        cmocka_unit_test(stop_is_reported_to_both),
-        cmocka_unit_test(an_aborted_lane_says_nothing_more),
-        cmocka_unit_test(what_was_produced_is_sent_before_the_end),
-        cmocka_unit_test(last_words_reach_a_busy_peer),
-        cmocka_unit_test(stop_in_every_state),
-        cmocka_unit_test(free_at_once),
-        cmocka_unit_test(stop_from_a_callback),
-        cmocka_unit_test(a_failing_callback_ends_the_lane),
         cmocka_unit_test(addresses),
         cmocka_unit_test(impossible_configurations),
     };
