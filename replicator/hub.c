@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
-#define PROGRESS_EVERY (500 * NS_PER_MS)
+#define PROGRESS_EVERY (500 * NS_PER_MS) /* and proof of life: a small part of the units' WatchdogSec */
 
 void *job_new(size_t bytes, void (*run)(struct job *, void *), void (*deliver)(struct note *, void *))
 {
@@ -205,7 +205,7 @@ static void show_progress(struct hub *hub, const struct hub_ops *ops, uint64_t n
 {
     char line[200];
     ops->progress(hub, line, sizeof line);
-    sd_notifyf(0, "STATUS=%s", line);
+    sd_notifyf(0, "STATUS=%s\nWATCHDOG=1", line);
     if (hub->terminal)
         fprintf(stderr, "\r\033[K%s", line);
     hub->progress_ns = now + PROGRESS_EVERY;

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import socket
 import stat
+import time
 
 from understudy_test import check
 
@@ -118,6 +120,37 @@ def test_control_socket_takes_nonsense(run):
                 reply = b""
             check(not reply or b"error" in reply, f"{line[:30]} was answered with {reply}")
     check(pair.status("alpha")["protected"], "nonsense on the control socket ended protection", pair.story)
+
+
+def test_tells_systemd(run):
+    """Ready, its state, and that it lives; nothing while it hangs."""
+    pair = run.pair()
+    path = pair.path("notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(path)
+
+        def told(word, seconds=10):
+            """Whether a message with this word comes in time."""
+            deadline = time.monotonic() + seconds
+            while (left := deadline - time.monotonic()) > 0:
+                notify.settimeout(left)
+                try:
+                    if word in notify.recv(4096).decode().split("\n"):
+                        return True
+                except TimeoutError:
+                    break
+            return False
+
+        engine = pair.standby(environment={"NOTIFY_SOCKET": path})
+        check(told("READY=1") and told("WATCHDOG=1"), "nothing told")
+        engine.signal(signal.SIGSTOP)
+        while told("WATCHDOG=1", 0.2):  # on the way already
+            pass
+        check(not told("WATCHDOG=1", 2), "a stopped engine says that it lives")
+        engine.signal(signal.SIGCONT)
+        check(told("WATCHDOG=1"), "nothing told after going on")
+        run.us("stop", pair.config("beta"), "--host", "beta")
+        check(told("STOPPING=1"), "the end was not told")
 
 
 def test_check(run):
