@@ -185,18 +185,28 @@ static void end(struct primary *primary, uint32_t goodbye, int code)
         switch_over(primary, core->reason);
     primary_drop_session(primary);
     primary->decide_at_ns = NEVER;
-    /* The operator wants the guest to run on, so its output goes out, unless the standby, which was not told,
-     * may resume it all the same. What a guest said last before it ended is not let out: nobody may ever have
-     * heard of its end. */
+    /* An operator who stops the engine wants the guest to run on, so its output goes out, unless the standby,
+     * which was not told, may resume it all the same. What a guest said last before it ended is not let out:
+     * nobody may ever have heard of its end. */
     bool resumes = !told && (primary->exposed || !primary->settled) &&
                    (core->config.arbiter || core->config.takeover == ROLE_TAKEOVER_AUTO);
-    if (goodbye == WIRE_GOODBYE_STOP && core->state != PRIMARY_YIELDED && core->state != PRIMARY_MOVED &&
-        !resumes)
+    if (goodbye == WIRE_GOODBYE_STOP && code == 0 && core->state != PRIMARY_YIELDED &&
+        core->state != PRIMARY_MOVED && !resumes)
         role_act(core, ACTION_PASS);
     if (goodbye != WIRE_GOODBYE_STOP)
         role_store(core, false);
     role_enter(core, PRIMARY_ENDED);
     role_act(core, ACTION_EXIT)->code = code;
+}
+
+static void stop(struct primary *primary, const char *why, int code)
+{
+    if (primary->switchover.handed && primary->core.state == PRIMARY_SWITCHING) {
+        primary->switchover.stop_wanted = true; /* who runs the guest is about to be known */
+        return;
+    }
+    role_reason(&primary->core, "%s", why);
+    end(primary, WIRE_GOODBYE_STOP, code);
 }
 
 static void on_guest(struct primary *primary, const struct role_event *event)
@@ -212,6 +222,12 @@ static void on_guest(struct primary *primary, const struct role_event *event)
         role_reason(core, "the guest failed");
         role_report(core, LOG_LEVEL_ERROR, "%s", core->reason);
         end(primary, WIRE_GOODBYE_GUEST_FAILED, -EIO);
+        return;
+    case VMM_EVENT_LOST:
+        role_report(core, LOG_LEVEL_ERROR,
+                    "the guest cannot be reached any more, though it has not ended: it goes on without "
+                    "protection, and its output is held, until an engine is started again");
+        stop(primary, "the guest cannot be reached any more", -EIO);
         return;
     case VMM_EVENT_STOPPED:
         role_report(core, LOG_LEVEL_WARNING, "somebody else stopped the guest; checkpoints go on");
@@ -275,12 +291,7 @@ static void handle(struct primary *primary, const struct role_event *event)
         primary_on_reprotect(primary);
         return;
     case EVENT_STOP:
-        if (primary->switchover.handed && core->state == PRIMARY_SWITCHING) {
-            primary->switchover.stop_wanted = true; /* who runs the guest is about to be known */
-            return;
-        }
-        role_reason(core, "the operator stopped the engine");
-        end(primary, WIRE_GOODBYE_STOP, 0);
+        stop(primary, "the operator stopped the engine", 0);
         return;
     default:
         return;

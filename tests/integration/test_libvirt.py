@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import time
 
 from domains import Domains
 from qmp import Qmp
@@ -121,6 +123,24 @@ def test_libvirtd_dies_in_a_pause(run):
     check(pair.verify()["differing"] == 0, "the memories differ", pair.story)
     check(held, "libvirtd never died in a pause", pair.story)
     return f"{held} times in a pause"
+
+
+def test_the_bridge_dies(run):
+    """Who carries the monitor dies alone: that is no failure of the guest, which goes on, and nowhere else."""
+    pair = Domains(run, takeover="auto").start_guest()
+    pair.standby()
+    engine = pair.protect()
+    pair.wait_epochs(5)
+    out, _, _ = run.command("pgrep", "-P", str(engine.pid), "us-libvirt")
+    os.kill(int(out), signal.SIGKILL)
+    check(engine.wait(20) == 1, "the engine did not end with a failure", pair.story)
+    time.sleep(2)  # longer than the standby waits
+    status = pair.status("beta")
+    check(status["state"] != "active" and pair.ticking(2) == ["alpha"], f"beta: {status}", pair.story)
+    pair.protect()
+    check(pair.verify()["differing"] == 0, "the memories differ", pair.story)
+    pair.kill_host()
+    pair.check_taken_over()
 
 
 def ends(run, end, code=0, **options):

@@ -54,9 +54,11 @@ void check_committed(struct sim *sim, int index, uint64_t epoch)
 
 void check_alone(struct sim *sim, int index)
 {
+    sim->alone++;
+    if (sim->hosts[index].guest.state == GUEST_NONE)
+        return; /* it ended, and its engine has not heard of that yet */
     struct lineage *lineage = lineage_of(sim, index);
     guest_advance(sim, index);
-    sim->alone++;
     /* Without an arbiter a person decided about the takeover, and answers for the guest left behind. */
     bool persons = !sim->config.arbiter && sim->config.takeover == ROLE_TAKEOVER_MANUAL;
     persons |= lineage->left; /* the engine was stopped, and its farewell is still on its way, or lost */

@@ -25,6 +25,7 @@ enum fault {
     FAULT_TAKEOVER,
     FAULT_CONTINUE,
     FAULT_STOP_PRIMARY,
+    FAULT_LOST_PRIMARY,
     FAULT_STOP_STANDBY,
     FAULTS
 };
@@ -49,6 +50,7 @@ static const char *const names[FAULTS] = {
     "operator: takeover",
     "operator: continue",
     "operator: stop primary",
+    "the engine loses its guest's monitor",
     "operator: stop standby",
 };
 
@@ -155,6 +157,14 @@ static void guest_gone(struct sim *sim, int index, enum vmm_event event)
         host_post(sim, index, 0, EVENT_GUEST)->event.guest = event;
 }
 
+/* The guest goes on, and its engine cannot stop or save it any more. */
+static void guest_lost(struct sim *sim, int index)
+{
+    struct host *host = &sim->hosts[index];
+    if (host->role == ENGINE_PRIMARY && host->guest.state == GUEST_ALIVE)
+        host_post(sim, index, 0, EVENT_GUEST)->event.guest = VMM_EVENT_LOST;
+}
+
 /* Longest that anything lasts, so that a check of what may happen meanwhile has a bound. */
 static uint64_t a_while(struct sim *sim)
 {
@@ -213,7 +223,9 @@ void fault_strike(struct sim *sim, unsigned index)
         break;
     case FAULT_FREEZE_PRIMARY:
     case FAULT_FREEZE_STANDBY:
-        sim->only_standby_froze = sim->faults == 1 && fault == FAULT_FREEZE_STANDBY;
+        /* A right won earlier, whose answer was lost, is still the standby's. */
+        sim->only_standby_froze = sim->faults == 1 && fault == FAULT_FREEZE_STANDBY &&
+                                  sim->register_generation <= sim->hosts[primary].guest.generation;
         sim->hosts[fault == FAULT_FREEZE_PRIMARY ? primary : standby].frozen_until_ns =
             sim->now_ns + lasts_ns;
         break;
@@ -248,8 +260,12 @@ void fault_strike(struct sim *sim, unsigned index)
         post(sim, primary, EVENT_CONTINUE, sim->faults > 1 && sim_chance(sim, 20));
         break;
     case FAULT_STOP_PRIMARY:
+    case FAULT_LOST_PRIMARY:
         sim->orderly = sim->faults == 1;
-        post(sim, primary, EVENT_STOP, false);
+        if (fault == FAULT_STOP_PRIMARY)
+            post(sim, primary, EVENT_STOP, false);
+        else
+            guest_lost(sim, primary);
         repair_later(sim, REPAIR_REVIVE, primary, lasts_ns);
         break;
     case FAULT_STOP_STANDBY:

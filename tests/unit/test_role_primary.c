@@ -332,6 +332,15 @@ static void test_ends(void **state)
     assert_true(find(ACTION_EXIT)->code < 0);
     kit_end(NULL);
 
+    /* It may run: the standby must not. */
+    protect(kit_config());
+    say(EVENT_GUEST, .guest = VMM_EVENT_LOST);
+    assert_int_equal(find_send(WIRE_GOODBYE)->reason, WIRE_GOODBYE_STOP);
+    expect_no(ACTION_STORE);
+    expect_no(ACTION_PASS); /* as if this engine had died */
+    assert_true(find(ACTION_EXIT)->code < 0);
+    kit_end(NULL);
+
     protect(kit_config());
     say(EVENT_STOP);
     assert_int_equal(find_send(WIRE_GOODBYE)->reason, WIRE_GOODBYE_STOP);

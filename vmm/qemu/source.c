@@ -50,6 +50,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/pidfd.h>
 
 #define OPEN_MS        3000
 #define OPEN_DOMAIN_MS 30000 /* libvirt lets one command wait for another on the domain */
@@ -61,6 +62,7 @@
 struct source {
     struct qemu_guest guest;
     struct qmp *qmp;
+    int process; /* pidfd of QEMU */
     struct qemu_blocks blocks;
     struct vmm_block shown[VMM_BLOCKS_MAX];
     char *text;
@@ -73,6 +75,7 @@ struct source {
     enum { CALM, STOPPING, HELD, RESUMING } phase;
     bool our_stop; /* valid in HELD: "cont" is ours to say */
     bool io_error; /* a disk error stopped the guest during our own "stop" */
+    bool panicked; /* the guest said so, and may still run */
     bool intruded; /* somebody else let the guest run while we held it */
     bool quiet;    /* between quiet_begin() and quiet_end(): it was running before */
 
@@ -83,7 +86,7 @@ struct source {
     int epoll, wake; /* `wake` is readable while events wait here */
     enum vmm_event events[EVENTS_MAX];
     size_t event_count;
-    bool over; /* ENDED or FAILED was said */
+    bool over; /* ENDED, FAILED or LOST was said */
 };
 
 static struct source *of(struct vmm *vmm)
@@ -96,7 +99,7 @@ static void push_event(struct source *source, enum vmm_event event)
 {
     if (source->over)
         return;
-    source->over = event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED;
+    source->over = event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED || event == VMM_EVENT_LOST;
     if (source->event_count == EVENTS_MAX)
         source->event_count--;
     source->events[source->event_count++] = event;
@@ -136,20 +139,26 @@ static void on_event(void *ctx, const char *event, const json_t *data)
     else if (strcmp(event, "BLOCK_IO_ERROR") == 0) {
         const char *action = json_string_value(json_object_get(data, "action"));
         source->io_error = action && strcmp(action, "stop") == 0;
-    } else if (strcmp(event, "GUEST_PANICKED") == 0)
-        push_event(source, VMM_EVENT_FAILED);
-    else if (strcmp(event, "SHUTDOWN") == 0) {
+    } else if (strcmp(event, "GUEST_PANICKED") == 0) {
+        source->panicked = true;
+        eventfd_write(source->wake, 1);
+    } else if (strcmp(event, "SHUTDOWN") == 0) {
         const char *reason = json_string_value(json_object_get(data, "reason"));
         bool crash = reason && (strcmp(reason, "guest-panic") == 0 || strcmp(reason, "host-error") == 0);
         push_event(source, crash ? VMM_EVENT_FAILED : VMM_EVENT_ENDED);
     }
 }
 
-/* QEMU hung up: it is gone, or it cannot be controlled any more, which is the same to us. */
+/* The monitor hung up. With QEMU, as a rule, which a standby may know; but whoever carries libvirt's monitor
+ * to us can die alone, and then nobody may think that the guest does not run. */
 static void lost(struct source *source)
 {
+    struct pollfd pollfd = {.fd = source->process, .events = POLLIN};
+    int r;
     epoll_ctl(source->epoll, EPOLL_CTL_DEL, qmp_fd(source->qmp), NULL);
-    push_event(source, VMM_EVENT_FAILED);
+    while ((r = poll(&pollfd, 1, GONE_MS)) < 0 && errno == EINTR)
+        ;
+    push_event(source, r > 0 ? VMM_EVENT_FAILED : VMM_EVENT_LOST);
 }
 
 /* The memory of a process that ends goes before its sockets: read what QEMU may have said of a shutdown,
@@ -206,6 +215,8 @@ static void source_describe(struct vmm *vmm, struct vmm_description *ret_descrip
                                                 .disk_count = source->disks.count};
 }
 
+static int source_halt(struct vmm *vmm);
+
 static int source_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count, void *to)
 {
     struct source *source = of(vmm);
@@ -217,11 +228,24 @@ static int source_event_fd(struct vmm *vmm)
     return of(vmm)->epoll;
 }
 
+/* What becomes of a guest that panicked is up to QEMU's options: it may run on, and boot again. Somebody who
+ * is told of its failure resumes it elsewhere, so it is to stand still for good first. */
+static void end_panicked(struct source *source)
+{
+    source->panicked = false;
+    int r = source_halt(&source->guest.vmm);
+    if (!source->over)
+        push_event(source, r == 0 ? VMM_EVENT_FAILED : VMM_EVENT_LOST);
+}
+
 static enum vmm_event source_event(struct vmm *vmm)
 {
     struct source *source = of(vmm);
-    if (!source->over && checked(source, qmp_drain(source->qmp)) == 0 && source->phase == CALM)
+    if (!source->over && checked(source, qmp_drain(source->qmp)) == 0 && source->phase == CALM) {
         tell_later_engines(source);
+        if (source->panicked)
+            end_panicked(source);
+    }
     if (source->event_count == 0) {
         eventfd_t count;
         eventfd_read(source->wake, &count);
@@ -429,6 +453,8 @@ static void source_close(struct vmm *vmm)
         close(source->epoll);
     if (source->wake >= 0)
         close(source->wake);
+    if (source->process >= 0)
+        close(source->process);
     free(source);
 }
 
@@ -519,6 +545,9 @@ static int attach(struct source *source, const char *const *shared_disks)
 {
     int r;
     source->guest.pid = qmp_pid(source->qmp);
+    source->process = pidfd_open(source->guest.pid, 0);
+    if (source->process < 0)
+        return error_errno(-errno, "pidfd of QEMU %d", source->guest.pid);
     char *machine cleanup_free = NULL;
     bool held = false;
     if ((r = guard_open(&source->guard, qmp_fd(source->qmp))) < 0)
@@ -546,7 +575,7 @@ static int open_source(struct vmm **ret_source, const char *qmp_path, const stru
     if (!source)
         return error_set(-ENOMEM, "qemu: no memory");
     source->guest.vmm.ops = &source_ops;
-    source->epoll = source->wake = -1;
+    source->epoll = source->wake = source->process = -1;
     source->leave = -1;
     int r = domain ? libvirt_open(&source->qmp, domain, false, OPEN_DOMAIN_MS)
                    : qmp_open(&source->qmp, qmp_path, OPEN_MS);

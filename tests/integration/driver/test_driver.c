@@ -562,6 +562,19 @@ static void test_end_and_death_are_told_apart(void **state)
     assert_int_equal(t.source->ops->pause(t.source), -ECONNRESET);
 }
 
+/* By QEMU's options it may run on, and boot again; whoever is told of the failure resumes it elsewhere. */
+static void test_a_guest_that_panicked_stands_still(void **state)
+{
+    (void)state;
+    firmware_guest(FIRMWARE " -device pvpanic -action panic=none");
+    attach();
+    vm_panic(&t.vm);
+    assert_int_equal(await_event(), VMM_EVENT_FAILED);
+    assert_string_equal(vm_status(&t.vm), "paused");
+    detach();
+    assert_string_equal(vm_status(&t.vm), "paused");
+}
+
 static int compare(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -622,6 +635,7 @@ int main(void)
         TEST(test_only_our_own_stop_is_undone),
         TEST(test_resume_without_save_end),
         TEST(test_end_and_death_are_told_apart),
+        TEST(test_a_guest_that_panicked_stands_still),
         TEST(test_killed_engine_leaves_nothing),
         TEST(test_guard),
         TEST(test_killed_while_holding),

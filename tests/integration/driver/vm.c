@@ -191,6 +191,15 @@ void vm_balloon(const struct vm *vm, uint64_t bytes)
     qmp_close(qmp);
 }
 
+void vm_panic(const struct vm *vm)
+{
+    struct qmp *qmp = NULL;
+    if (qmp_open(&qmp, vm->second, COMMAND_MS) < 0 ||
+        qmp_call(qmp, COMMAND_MS, NULL, "human-monitor-command", "{s:s}", "command-line", "o/b 0x505 1") < 0)
+        fail_msg("panic: %s", error_text());
+    qmp_close(qmp);
+}
+
 const char *vm_status(const struct vm *vm)
 {
     static char status[32];

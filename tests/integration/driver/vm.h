@@ -40,6 +40,8 @@ unsigned vm_printed(const struct vm *vm);
 void vm_command(const struct vm *vm, const char *command);
 /* Have the balloon leave the guest so many bytes. */
 void vm_balloon(const struct vm *vm, uint64_t bytes);
+/* What a guest does that panics and has -device pvpanic. */
+void vm_panic(const struct vm *vm);
 /* The run state as the second monitor tells it. Valid until the next call. */
 const char *vm_status(const struct vm *vm);
 
