@@ -37,12 +37,14 @@ int arbiter_record_parse(const struct arbiter *arbiter, const char *text, size_t
     return 0;
 }
 
-enum arbiter_verdict arbiter_judge(const struct arbiter *arbiter, const struct arbiter_record *record,
-                                   uint64_t from, uint64_t to)
+bool arbiter_is_free(const struct arbiter *arbiter, const struct arbiter_record *record, uint64_t from)
 {
-    if (record->generation == to && !strcmp(record->owner, arbiter->owner))
-        return ARBITER_VERDICT_OURS;
-    return record->generation > from ? ARBITER_VERDICT_TAKEN : ARBITER_VERDICT_FREE;
+    return record->generation <= from || strcmp(record->owner, arbiter->owner) == 0;
+}
+
+uint64_t arbiter_next(const struct arbiter_record *record, uint64_t to)
+{
+    return record->generation < to ? to : record->generation + 1;
 }
 
 static int none_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64_t *ret_generation)

@@ -22,14 +22,16 @@ int arbiter_open(struct arbiter **ret_arbiter, const char *specification, const 
 void arbiter_close(struct arbiter *arbiter);
 
 enum arbiter_result {
-    ARBITER_RESULT_WON,  /* the register holds `to` and our name, durably */
-    ARBITER_RESULT_LOST, /* somebody else took `to` or a newer generation */
+    ARBITER_RESULT_WON,  /* the register holds a generation that nobody ever had, and our name, durably */
+    ARBITER_RESULT_LOST, /* somebody else took a generation newer than `from` */
 };
 
 /*
- * Move the register from `from` to `to` (> from) for us. A register that does not exist yet, or holds a
- * generation below `from`, counts as `from`: generations only grow, and a register may be set up late. A
- * register that holds `to` under our own name already was won by an attempt whose answer was lost: won.
+ * Move the register from `from` to at least `to` (> from) for us. A register that does not exist yet, or
+ * holds a generation below `from`, counts as `from`: generations only grow, and a register may be set up
+ * late. So does whatever it holds under our own name: an attempt of ours whose answer was lost, or that was
+ * not made use of. It is not taken as won, but left behind, by a swap to the next generation: the other host
+ * may have been told that we make no use of it.
  * Blocks for at most what the back end allows: 2 s for a file, etcd_config.timeout_ns for etcd. Returns an
  * enum arbiter_result and the register's present generation, or a negative errno when the register cannot be
  * reached (-ETIMEDOUT: no answer, or locked by somebody, for the whole time) or makes no sense (-EBADMSG).

@@ -4,6 +4,7 @@
 
 #include "replicator/arbiter.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -11,8 +12,7 @@
 
 #define ARBITER_RECORD_MAX 256 /* a record as text */
 
-/* The register's content: a JSON object of uuid, generation and owner. Owner and generation together are the
- * name of one attempt to win, by which its author knows it again when the answer was lost. */
+/* The register's content: a JSON object of uuid, generation and owner. */
 struct arbiter_record {
     uint64_t generation; /* 0: there is no register yet */
     char owner[ARBITER_OWNER_MAX];
@@ -45,13 +45,9 @@ size_t arbiter_record_print(const struct arbiter *arbiter, uint64_t generation,
 int arbiter_record_parse(const struct arbiter *arbiter, const char *text, size_t length,
                          struct arbiter_record *ret_record);
 
-/* What a register's content means to who wants `to` for `from`. */
-enum arbiter_verdict {
-    ARBITER_VERDICT_FREE, /* may be swapped */
-    ARBITER_VERDICT_OURS, /* we hold `to` */
-    ARBITER_VERDICT_TAKEN,
-};
-enum arbiter_verdict arbiter_judge(const struct arbiter *arbiter, const struct arbiter_record *record,
-                                   uint64_t from, uint64_t to);
+/* May a register with this content be swapped by who comes from `from`? */
+bool arbiter_is_free(const struct arbiter *arbiter, const struct arbiter_record *record, uint64_t from);
+/* To what, if at least `to` is wanted. */
+uint64_t arbiter_next(const struct arbiter_record *record, uint64_t to);
 
 #endif

@@ -224,7 +224,6 @@ static int read_at(struct attempt *attempt, struct question *question)
 
 static int swap_at(struct attempt *attempt, struct question *question)
 {
-    const uint64_t from = question->from, to = question->to;
     struct etcd_key key = {0};
     struct arbiter_record record;
     int r = read_key(attempt, &key);
@@ -233,11 +232,11 @@ static int swap_at(struct attempt *attempt, struct question *question)
         r = parse_key(attempt, &key, &record);
         if (r < 0)
             return r;
-        enum arbiter_verdict verdict = arbiter_judge(&attempt->etcd->arbiter, &record, from, to);
-        if (verdict != ARBITER_VERDICT_FREE) {
+        if (!arbiter_is_free(&attempt->etcd->arbiter, &record, question->from)) {
             question->generation = record.generation;
-            return verdict == ARBITER_VERDICT_OURS ? ARBITER_RESULT_WON : ARBITER_RESULT_LOST;
+            return ARBITER_RESULT_LOST;
         }
+        const uint64_t to = arbiter_next(&record, question->to);
         r = swap_key(attempt, to, &key, &swapped);
         if (r == 0 && swapped) {
             question->generation = to;

@@ -106,11 +106,11 @@ static int file_swap(struct arbiter *arbiter, uint64_t from, uint64_t to, uint64
         r = record_read(file, fd, &record);
     if (r < 0)
         return r;
-    if (arbiter_judge(arbiter, &record, from, to) == ARBITER_VERDICT_TAKEN) {
+    if (!arbiter_is_free(arbiter, &record, from)) {
         *ret_generation = record.generation;
         return ARBITER_RESULT_LOST;
     }
-    /* Ours already: the answer to an earlier attempt was lost, perhaps before its sync. */
+    to = arbiter_next(&record, to);
     r = record_write(file, fd, to);
     if (r == 0 && !record.generation)
         r = sync_directory(file->path);

@@ -231,7 +231,7 @@ int links_connect(struct links *links, uint64_t number, const char *address, uin
     return r;
 }
 
-int links_send_hello(struct links *links, uint64_t number, uint64_t generation,
+int links_send_hello(struct links *links, uint64_t number, uint64_t generation, uint64_t claimed,
                      const struct message_hello *hello)
 {
     struct link *link = find(links, number);
@@ -242,7 +242,7 @@ int links_send_hello(struct links *links, uint64_t number, uint64_t generation,
     link->lanes = hello->lanes;
     struct wire_hello wire;
     message_hello_build(hello, &wire);
-    return links_send(links, number, WIRE_HELLO, generation, 0, &wire, sizeof wire);
+    return links_send(links, number, WIRE_HELLO, generation, claimed, &wire, sizeof wire);
 }
 
 int links_open_lanes(struct links *links, uint64_t number)

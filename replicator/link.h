@@ -40,9 +40,9 @@ void links_free(struct links *links);
 void links_set_pacer(struct links *links, struct pacer *pacer);
 
 /* Primary: open the control lane of a new link. `hello` is sent first on it when links_send_hello() says so,
- * and on every data lane. */
+ * and on every data lane. `claimed`: see struct wire_header. */
 int links_connect(struct links *links, uint64_t link, const char *address, uint32_t timeout_ms);
-int links_send_hello(struct links *links, uint64_t link, uint64_t generation,
+int links_send_hello(struct links *links, uint64_t link, uint64_t generation, uint64_t claimed,
                      const struct message_hello *hello);
 int links_open_lanes(struct links *links, uint64_t link);
 

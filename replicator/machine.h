@@ -31,6 +31,9 @@ struct role_core {
     enum role_state state;
     uint64_t since_ns;
     uint64_t generation;
+    /* The newest one that we asked the arbiter for, or the peer did, and that was not taken up: the answer
+     * was lost, or the fence failed. The register may hold it. 0: none. */
+    uint64_t claimed;
     uint64_t session; /* 0: none */
     uint64_t optional;
     char reason[200];
@@ -67,6 +70,14 @@ void role_report(struct role_core *core, enum log_level level, const char *forma
 /* Why we are where we are, for status. */
 void role_reason(struct role_core *core, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void role_send_refuse(struct role_core *core, uint64_t session, enum wire_refusal code, const char *text);
+
+/*
+ * The arbiter is asked for a generation beyond all that we know of, by who runs the guest, or would resume
+ * it, by `from`; and the answer was: won. The same generation is never asked for twice, since the peer may
+ * have been told meanwhile that no use is made of it.
+ */
+struct role_action *role_arbitrate(struct role_core *core, uint64_t from);
+void role_won(struct role_core *core, const struct role_event *event);
 
 /* The peer's detect_ms is known: heartbeat often enough for both. */
 void role_heartbeat_start(struct role_core *core, uint32_t peer_detect_ms);

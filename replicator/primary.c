@@ -93,6 +93,29 @@ static void connect_standby(struct primary *primary)
     role_act(core, ACTION_CONNECT);
 }
 
+/*
+ * A generation that one of us two asked the arbiter for, and made no use of, would stand between the other
+ * and the register for ever. So the session that follows goes by that generation, and both need a newer one
+ * from there on:
+ *
+ *     HELLO g, what the primary claimed  ─►   what both claimed is G: from now on we ask for more than G,
+ *                                             though still as who comes from g
+ *     we ask as who comes from G         ◄─   WELCOME G: no guest runs here
+ *     anything by G                      ─►   we ask as who comes from G, too
+ *
+ * Whoever comes from G knows that the other asks for more than G; so a register that holds G holds what
+ * nobody uses.
+ */
+static void raise_generation(struct primary *primary, uint64_t generation)
+{
+    struct role_core *core = &primary->core;
+    if (generation <= core->generation)
+        return;
+    core->generation = generation;
+    if (primary->right != ROLE_RIGHT_DOUBTFUL)
+        role_store(core, true);
+}
+
 static void on_control_up(struct primary *primary)
 {
     struct role_core *core = &primary->core;
@@ -100,7 +123,7 @@ static void on_control_up(struct primary *primary)
         return;
     role_enter(core, PRIMARY_GREETING);
     primary->step_by_ns = greeting_by(core);
-    role_send(core, WIRE_HELLO);
+    role_send(core, WIRE_HELLO)->epoch = core->claimed;
     role_heartbeat_start(core, 0);
 }
 
@@ -126,6 +149,7 @@ static void on_welcome(struct primary *primary, const struct role_event *event)
     /* A standby that greets us runs no guest: nobody went on elsewhere. And without a checkpoint it cannot.
      */
     primary->settled = true;
+    raise_generation(primary, event->generation);
     confirm_right(primary);
     primary->decide_at_ns = NEVER;
     primary->decide_pause_ns = 0;
@@ -362,7 +386,7 @@ static bool permitted(struct primary *primary, const struct role_event *event)
     if (!role_event_is_frame(event->type))
         return true;
     role_heard(core);
-    if (event->generation > core->generation && event->type != EVENT_REFUSE) {
+    if (event->generation > core->generation && event->type != EVENT_REFUSE && event->type != EVENT_WELCOME) {
         primary_yield(primary, event->generation, "the standby");
         return false;
     }

@@ -166,9 +166,7 @@ void primary_arbitrate(struct primary *primary)
     primary_drop_session(primary);
     primary->decide_at_ns = NEVER;
     role_enter(core, PRIMARY_ARBITRATING);
-    struct role_action *action = role_act(core, ACTION_ARBITRATE);
-    action->from = core->generation;
-    action->to = core->generation + 1;
+    role_arbitrate(core, core->generation);
 }
 
 static void go_alone(struct primary *primary)
@@ -194,7 +192,7 @@ void primary_on_arbiter(struct primary *primary, const struct role_event *event)
         return;
     switch (event->arbiter) {
     case ARBITER_WON:
-        core->generation++;
+        role_won(core, event);
         primary->right = ROLE_RIGHT_STORED;
         role_store(core, true);
         go_alone(primary);

@@ -113,7 +113,7 @@ static int send_hello(struct protect *protect, const struct role_action *action,
     memcpy(hello.vm_uuid, config->uuid, sizeof hello.vm_uuid);
     memcpy(hello.history, protect->history, sizeof hello.history);
     snprintf(hello.host, sizeof hello.host, "%s", config->self.name);
-    return links_send_hello(protect->hub.links, action->session, status->generation, &hello);
+    return links_send_hello(protect->hub.links, action->session, status->generation, action->epoch, &hello);
 }
 
 static int send_describe(struct protect *protect, const struct role_action *action, uint64_t generation)

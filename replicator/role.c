@@ -322,6 +322,20 @@ void role_send_refuse(struct role_core *core, uint64_t session, enum wire_refusa
     snprintf(action->text, sizeof action->text, "%s", text);
 }
 
+struct role_action *role_arbitrate(struct role_core *core, uint64_t from)
+{
+    struct role_action *action = role_act(core, ACTION_ARBITRATE);
+    action->from = from;
+    action->to = core->claimed = later(core->generation, core->claimed) + 1;
+    return action;
+}
+
+void role_won(struct role_core *core, const struct role_event *event)
+{
+    core->generation = later(core->claimed, event->generation);
+    core->claimed = 0;
+}
+
 uint64_t role_watch_ns(const struct role_config *config)
 {
     return config->detect_ns / 5;

@@ -84,7 +84,7 @@ enum role_event_type {
     EVENT_REFUSE,    /* refuse + generation */
     EVENT_GOODBYE,   /* reason */
     EVENT_GUEST,     /* guest: what the driver said */
-    EVENT_ARBITER,   /* arbiter: result, generation: the register's present value */
+    EVENT_ARBITER,   /* arbiter: result, generation: the register's present value, ours when won */
     EVENT_STOP,      /* operator or signal: end in order */
     EVENT_REPROTECT, /* operator: change this engine's role now, where the guest has changed hosts */
     /* primary */

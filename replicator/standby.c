@@ -108,7 +108,12 @@ static bool hello_fits(struct standby *standby, const struct role_event *event)
         turn_away(standby, event, WIRE_REFUSE_PROTOCOL, "a primary's generation is at least 1, not 0");
         return false;
     }
-    if (event->generation < core->generation) {
+    if (event->epoch > WIRE_GENERATION_MAX) {
+        turn_away(standby, event, WIRE_REFUSE_PROTOCOL, "generation %llu cannot have been asked for",
+                  (unsigned long long)event->epoch);
+        return false;
+    }
+    if (event->generation < (standby->raised_from ? standby->raised_from : core->generation)) {
         turn_away(standby, event, WIRE_REFUSE_GENERATION, "your generation %llu is older than %llu",
                   (unsigned long long)event->generation, (unsigned long long)core->generation);
         return false;
@@ -188,7 +193,14 @@ static void on_hello(struct standby *standby, const struct role_event *event)
     standby->between = true;
     if (event->generation > core->generation) {
         core->generation = event->generation;
+        standby->raised_from = 0;
         role_store(core, false);
+    }
+    core->claimed = later(core->claimed, event->epoch);
+    if (core->claimed > core->generation) {
+        /* Not stored before the primary has followed, which may never hear of it. */
+        standby->raised_from = standby->raised_from ? standby->raised_from : core->generation;
+        core->generation = core->claimed;
     }
     role_enter(core, STANDBY_GREETED);
     role_reason(core, "session with %s is being set up", core->peer[0] ? core->peer : "the primary");
@@ -363,6 +375,17 @@ static void handle(struct standby *standby, const struct role_event *event)
     }
 }
 
+/* The primary goes on by the generation of our WELCOME. It showed the world nothing by it yet, so that a
+ * checkpoint that was current is. */
+static void followed(struct standby *standby)
+{
+    struct role_core *core = &standby->core;
+    if (standby->commit.present && standby->commit.generation == standby->raised_from)
+        standby->commit.generation = core->generation;
+    standby->raised_from = 0;
+    role_store(core, false);
+}
+
 static bool permitted(struct standby *standby, const struct role_event *event)
 {
     struct role_core *core = &standby->core;
@@ -371,7 +394,10 @@ static bool permitted(struct standby *standby, const struct role_event *event)
     if (!role_event_is_frame(event->type))
         return true;
     role_heard(core);
-    if (event->generation != core->generation) {
+    if (standby->raised_from && event->generation == core->generation)
+        followed(standby);
+    if (event->generation != core->generation &&
+        !(standby->raised_from && event->generation >= standby->raised_from)) {
         standby_refuse(standby, WIRE_REFUSE_PROTOCOL, "%s of generation %llu in a session of generation %llu",
                        role_event_frame_name(event), (unsigned long long)event->generation,
                        (unsigned long long)core->generation);

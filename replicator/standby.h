@@ -41,6 +41,10 @@ struct standby {
     bool expecting, expecting_commit;
     bool finishing; /* verified; waits for the former epoch's APPLIED */
 
+    /* Our generation was raised past this one by what we claimed (see primary.c), and the primary has not
+     * followed yet. 0: it has. */
+    uint64_t raised_from;
+
     /* takeover */
     uint64_t takeover_at_ns; /* LOST: when the silence is long enough, or the arbiter is asked again */
     uint64_t arbitrate_pause_ns;

@@ -22,7 +22,7 @@ bool standby_commit_current(const struct standby *standby, const char **ret_why)
         *ret_why = "no checkpoint was ever committed here";
     else if (commit->overtaken)
         *ret_why = commit->overtaken;
-    else if (commit->generation != standby->core.generation)
+    else if (commit->generation != (standby->raised_from ? standby->raised_from : standby->core.generation))
         *ret_why = "the primary went on alone after the checkpoint here was made";
     else
         return true;
@@ -54,11 +54,11 @@ void standby_load(struct standby *standby)
     role_act(&standby->core, ACTION_TAKEOVER)->epoch = standby->commit.epoch;
 }
 
-/* The right is ours. */
+/* The right is ours: our generation is that by which the guest will run. */
 static void take_over(struct standby *standby)
 {
     struct role_core *core = &standby->core;
-    core->generation++;
+    standby->raised_from = 0;
     role_store(core, true);
     if (core->session) /* carries the new generation: the primary yields at once */
         role_send_refuse(core, core->session, WIRE_REFUSE_GENERATION, "the guest is taken over");
@@ -78,6 +78,7 @@ void standby_take_over_now(struct standby *standby, bool force)
     /* Who hands the guest over has stopped it, and is not switched off for it. */
     bool fence = core->config.fence && !standby->handover_session;
     if ((!core->config.arbiter && !fence) || force) {
+        core->generation = later(core->generation, core->claimed) + 1;
         take_over(standby);
         return;
     }
@@ -86,10 +87,7 @@ void standby_take_over_now(struct standby *standby, bool force)
     role_reason(core, !fence                 ? "the arbiter is asked"
                       : core->config.arbiter ? "the arbiter is asked, then the primary's host is fenced"
                                              : "the primary's host is fenced");
-    struct role_action *action = role_act(core, ACTION_ARBITRATE);
-    action->from = standby->commit.generation;
-    action->to = core->generation + 1;
-    action->fence = fence;
+    role_arbitrate(core, standby->commit.generation)->fence = fence;
 }
 
 void standby_on_takeover(struct standby *standby, const struct role_event *event)
@@ -133,10 +131,12 @@ static void decide(struct standby *standby, const struct role_event *event)
     switch (event->arbiter) {
     case ARBITER_WON:
         standby->arbitrate_pause_ns = 0;
+        role_won(core, event);
         take_over(standby);
         return;
     case ARBITER_LOST:
         /* Not taken as our generation: what counts is what the primary itself says when it is back. */
+        core->claimed = 0;
         standby->commit.overtaken = "the arbiter let the primary go on alone";
         role_enter(core, STANDBY_WAITING);
         role_reason(core, "arbitration lost: generation %llu is taken",
@@ -152,7 +152,7 @@ static void decide(struct standby *standby, const struct role_event *event)
     if (again)
         standby->takeover_at_ns = core->now_ns + role_backoff(&core->config, &standby->arbitrate_pause_ns);
     role_enter(core, STANDBY_LOST);
-    /* A register that is won stays won: the next attempt finds it ours, and only the fence is left to do. */
+    /* What was won under our name is no obstacle to the next attempt. */
     bool unfenced = event->arbiter == ARBITER_UNFENCED;
     role_reason(core, "%s%s%.140s%s",
                 unfenced ? "the primary's host is not fenced" : "the arbiter cannot be reached",

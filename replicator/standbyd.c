@@ -28,8 +28,11 @@ static void on_hello(void *ctx, uint64_t link, const struct wire_frame *frame,
                      const struct message_hello *hello)
 {
     struct standbyd *standbyd = ctx;
-    struct role_event event = {
-        .type = EVENT_HELLO, .session = link, .generation = frame->generation, .hello = hello};
+    struct role_event event = {.type = EVENT_HELLO,
+                               .session = link,
+                               .generation = frame->generation,
+                               .epoch = frame->epoch,
+                               .hello = hello};
     standbyd_step(standbyd, &event);
 }
 

@@ -77,7 +77,8 @@ struct wire_header {
     le64 session;    /* chosen at random by the primary for each session, never 0 */
     le64 sequence;   /* of this lane and direction */
     le64 generation; /* of the sender, at most WIRE_GENERATION_MAX */
-    le64 epoch;      /* the epoch the frame belongs to; 0 where it belongs to none */
+    le64 epoch;      /* the epoch the frame belongs to; 0 where it belongs to none. HELLO on the control lane:
+                        the newest generation that the primary asked an arbiter for and makes no use of, 0: none */
     le64 payload_sum;
     le64 header_sum;
 };

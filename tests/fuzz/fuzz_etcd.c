@@ -55,8 +55,8 @@ static void check_key(const struct etcd_key *found)
         return;
     }
     fuzz_require(record.generation >= 1 && memchr(record.owner, 0, sizeof record.owner));
-    fuzz_require(arbiter_judge(&arbiter, &record, record.generation, record.generation + 1) ==
-                 ARBITER_VERDICT_FREE);
+    fuzz_require(arbiter_is_free(&arbiter, &record, record.generation));
+    fuzz_require(arbiter_next(&record, record.generation) == record.generation + 1);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -124,7 +124,8 @@ static void arbiter_answers(struct sim *sim, const struct sim_event *event)
     struct host *host = &sim->hosts[event->host];
     uint64_t from = event->a, to = event->b;
     bool reachable = host->arbiter_reachable && !host->arbiter_unclear, won = false;
-    bool free = sim->register_generation <= from;
+    bool free = sim->register_generation <= from || sim->register_owner == event->host;
+    to = to > sim->register_generation ? to : sim->register_generation + 1;
     if (!sim->config.arbiter) { /* asked only for the fence's sake */
         fence(sim, event->host);
         return;
@@ -133,7 +134,7 @@ static void arbiter_answers(struct sim *sim, const struct sim_event *event)
      * long given it up, and dies and comes back meanwhile. Then it counts if the register was not changed
      * since it was read. */
     if (reachable || sim_chance(sim, host->arbiter_unclear ? 50 : 30)) {
-        won = free || (sim->register_generation == to && sim->register_owner == event->host);
+        won = free;
         if (free)
             register_set(sim, event->host, to);
     } else if (free && host->arbiter_unclear) {

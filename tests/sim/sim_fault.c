@@ -223,9 +223,7 @@ void fault_strike(struct sim *sim, unsigned index)
         break;
     case FAULT_FREEZE_PRIMARY:
     case FAULT_FREEZE_STANDBY:
-        /* A right won earlier, whose answer was lost, is still the standby's. */
-        sim->only_standby_froze = sim->faults == 1 && fault == FAULT_FREEZE_STANDBY &&
-                                  sim->register_generation <= sim->hosts[primary].guest.generation;
+        sim->only_standby_froze = sim->faults == 1 && fault == FAULT_FREEZE_STANDBY;
         sim->hosts[fault == FAULT_FREEZE_PRIMARY ? primary : standby].frozen_until_ns =
             sim->now_ns + lasts_ns;
         break;

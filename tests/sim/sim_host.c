@@ -322,7 +322,7 @@ static void check_told(struct sim *sim, int index, const struct role_event *even
     if (sim->hosts[index].role != ENGINE_PRIMARY)
         return;
     host_get_status(sim, index, &status);
-    bool frame = event->session && event->session == was->session &&
+    bool frame = event->session && event->session == was->session && event->type != EVENT_WELCOME &&
                  (event->type != EVENT_REFUSE || event->refusal == WIRE_REFUSE_GENERATION);
     bool told =
         (frame && event->generation > was->generation) ||

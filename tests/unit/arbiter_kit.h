@@ -49,13 +49,18 @@ static inline void check_one_wins(void)
     check_read(beta, 2, "alpha");
     assert_int_equal(swap(beta, 1, 2, &now), ARBITER_RESULT_LOST);
     assert_int_equal(now, 2);
-    /* The answer was lost, we ask again. */
+    /* The answer was lost, we ask again: what is ours is left behind, for the other may have been told of it.
+     */
     assert_int_equal(swap(alpha, 1, 2, &now), ARBITER_RESULT_WON);
-    /* Who knows the present generation may go on from there. */
-    assert_int_equal(swap(beta, 2, 3, &now), ARBITER_RESULT_WON);
-    assert_int_equal(swap(alpha, 1, 2, &now), ARBITER_RESULT_LOST);
     assert_int_equal(now, 3);
-    assert_int_equal(swap(alpha, 2, 4, &now), ARBITER_RESULT_LOST);
+    assert_int_equal(swap(beta, 2, 3, &now), ARBITER_RESULT_LOST);
+    assert_int_equal(swap(alpha, 1, 5, &now), ARBITER_RESULT_WON);
+    assert_int_equal(now, 5);
+    /* Who knows the present generation may go on from there. */
+    assert_int_equal(swap(beta, 5, 6, &now), ARBITER_RESULT_WON);
+    assert_int_equal(swap(alpha, 1, 2, &now), ARBITER_RESULT_LOST);
+    assert_int_equal(now, 6);
+    assert_int_equal(swap(alpha, 5, 7, &now), ARBITER_RESULT_LOST);
     /* A register that is behind: generations grew without it. */
     assert_int_equal(swap(alpha, 7, 8, &now), ARBITER_RESULT_WON);
     assert_int_equal(swap(beta, 7, 8, &now), ARBITER_RESULT_LOST);

@@ -24,7 +24,7 @@ static void test_one_wins(void **state)
 {
     (void)state;
     check_one_wins();
-    assert_int_equal(store.swaps, 3);
+    assert_int_equal(store.swaps, 5);
 }
 
 /* Every fault at every request of a swap, answered wrongly once. Whatever is said to alpha: if alpha is told
@@ -44,8 +44,9 @@ static void test_every_fault_once(void **state)
             if (r != ARBITER_RESULT_WON)
                 print_error("fault %d at %u: %d: %s\n", fault, at, r, error_text());
             assert_int_equal(r, ARBITER_RESULT_WON);
-            assert_int_equal(now, 2);
-            assert_int_equal(store.swaps, swaps + 1);
+            /* A swap whose answer was lost was done, and is left behind by the next. */
+            assert_true(now == 2 || now == 3);
+            assert_int_equal(store.swaps, swaps + now - 1);
             assert_int_equal(swap(beta, 1, 2, &now), ARBITER_RESULT_LOST);
         }
 }
@@ -120,13 +121,14 @@ static void test_race(void **state)
     static const struct {
         const char *value;
         int result;
+        uint64_t now;
     } cases[] = {
         {"{\"uuid\":\"01020300-0000-0000-0000-000000000000\",\"generation\":2,\"owner\":\"beta\"}",
-         ARBITER_RESULT_LOST},
+         ARBITER_RESULT_LOST, 2},
         {"{\"uuid\":\"01020300-0000-0000-0000-000000000000\",\"generation\":2,\"owner\":\"alpha\"}",
-         ARBITER_RESULT_WON}, /* our own transaction of before, late */
+         ARBITER_RESULT_WON, 3}, /* our own transaction of before, late */
         {"{\"uuid\":\"01020300-0000-0000-0000-000000000000\",\"generation\":1,\"owner\":\"beta\"}",
-         ARBITER_RESULT_WON}, /* nothing is taken from us: again */
+         ARBITER_RESULT_WON, 2}, /* nothing is taken from us: again */
     };
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
         uint64_t now;
@@ -138,7 +140,7 @@ static void test_race(void **state)
         server.before = somebody_else;
         assert_int_equal(swap(alpha, 1, 2, &now), cases[i].result);
         server.before = NULL;
-        assert_int_equal(now, 2);
+        assert_int_equal(now, cases[i].now);
     }
 }
 
@@ -169,12 +171,14 @@ static void test_next_endpoint(void **state)
     uint64_t now, generation = 1;
     assert_int_equal(fake_start(&second, &store), 0);
     endpoints[1] = second.url;
-    for (unsigned i = 0; i < sizeof faults / sizeof *faults; i++, generation++) {
+    for (unsigned i = 0; i < sizeof faults / sizeof *faults; i++) {
         struct arbiter *both;
         assert_int_equal(arbiter_open(&both, "etcd", &config, uuid, "alpha"), 0);
         fake_strike(&server, faults[i], i == 2, 1000);
-        assert_int_equal(swap(both, generation, generation + 1, &now), ARBITER_RESULT_WON);
-        assert_int_equal(swap(both, generation, generation + 1, &now), ARBITER_RESULT_WON);
+        for (unsigned k = 0; k < 2; k++, generation = now) {
+            assert_int_equal(swap(both, generation, generation + 1, &now), ARBITER_RESULT_WON);
+            assert_true(now > generation);
+        }
         arbiter_close(both);
     }
     fake_stop(&second);

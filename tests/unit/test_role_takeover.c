@@ -180,9 +180,62 @@ static void test_arbiter(void **state)
     assert_int_equal(find(ACTION_ARBITRATE)->to, 3);
     say(EVENT_TAKEOVER, .force = true);
     expect(ACTION_TAKEOVER);
-    assert_int_equal(status().generation, 3);
+    assert_int_equal(status().generation, 4);                     /* 3 may be the register's, with our name */
     say(EVENT_ARBITER, .arbiter = ARBITER_LOST, .generation = 2); /* too late to matter */
     expect_state(STANDBY_TAKING_OVER);
+}
+
+/* What was asked for and not taken up must not stand between the primary and the register. */
+static void test_a_right_that_nobody_takes_up(void **state)
+{
+    (void)state;
+    struct role_config config = arbitrated();
+    config.fence = true;
+    protect(config);
+    run_until(ACTION_ARBITRATE);
+    assert_int_equal(find(ACTION_ARBITRATE)->to, 2);
+    say(EVENT_ARBITER, .arbiter = ARBITER_UNFENCED, .generation = 2);
+    hello(2, 1);
+    expect_send(WIRE_WELCOME);
+    expect_no(ACTION_STORE);
+    assert_int_equal(status().generation, 2);
+    kit.session = 2;
+    say(EVENT_HEARTBEAT); /* said before the primary read that */
+    assert_null(find_send(WIRE_REFUSE));
+    /* Gone before it could follow: it comes by what it knows, and our checkpoint is still that of 1. */
+    say(EVENT_LINK_DOWN);
+    run_until(ACTION_ARBITRATE);
+    assert_int_equal(find(ACTION_ARBITRATE)->from, 1);
+    assert_int_equal(find(ACTION_ARBITRATE)->to, 3);
+    say(EVENT_ARBITER, .arbiter = ARBITER_UNREACHABLE);
+    hello(3, 1);
+    assert_int_equal(status().generation, 3);
+    kit.session = 3;
+    kit.generation = 3;
+    say(EVENT_HEARTBEAT);
+    assert_int_equal(find(ACTION_STORE)->to, 3);
+    assert_false(find(ACTION_STORE)->active);
+    say(EVENT_LINK_DOWN);
+    run_until(ACTION_ARBITRATE);
+    assert_int_equal(find(ACTION_ARBITRATE)->from, 3);
+    assert_int_equal(find(ACTION_ARBITRATE)->to, 4);
+    say(EVENT_ARBITER, .arbiter = ARBITER_WON, .generation = 5);
+    expect(ACTION_TAKEOVER);
+    assert_int_equal(status().generation, 5);
+}
+
+static void test_what_the_primary_asked_for(void **state)
+{
+    (void)state;
+    protect(arbitrated());
+    say(EVENT_LINK_DOWN);
+    struct message_hello message = kit_hello();
+    say(EVENT_HELLO, .session = 2, .generation = 1, .epoch = 7, .hello = &message);
+    expect_send(WIRE_WELCOME);
+    assert_int_equal(status().generation, 7);
+    say(EVENT_LINK_DOWN, .session = 2);
+    say(EVENT_HELLO, .session = 3, .generation = 1, .epoch = WIRE_GENERATION_MAX + 1, .hello = &message);
+    assert_int_equal(find_send(WIRE_REFUSE)->refusal, WIRE_REFUSE_PROTOCOL);
 }
 
 static void test_primary_went_alone(void **state)
@@ -386,6 +439,8 @@ int main(void)
         unit(test_operator_takes_over),
         unit(test_takeover_waits_for_apply),
         unit(test_arbiter),
+        unit(test_a_right_that_nobody_takes_up),
+        unit(test_what_the_primary_asked_for),
         unit(test_primary_went_alone),
         unit(test_arbiter_unreachable),
         unit(test_fence),
