@@ -11,7 +11,7 @@ import struct
 
 from processes import Process
 from qmp import Qmp
-from understudy_test import SOURCE, Serial, check, wait_for
+from understudy_test import SOURCE, Serial, bare_image, check, wait_for
 
 LAYOUT = os.path.join(SOURCE, "bench/guests/layout.h")
 HEADER_FIELDS = ("magic", "version_cpus", "counter", "pages", "area", "low", "high", "tsc_khz")
@@ -23,13 +23,6 @@ def layout():
     with open(LAYOUT) as file:
         found = re.findall(r"^#define GUEST_(\w+)\s+(0x[0-9a-f]+|\d+)u?\b", file.read(), re.M)
     return {name: int(value, 0) for name, value in found}
-
-
-def image(build):
-    path = os.path.join(build, "bench/guests/bare-guest")
-    if not os.path.exists(path):
-        raise AssertionError(f"no {path}: build it first")
-    return path
 
 
 class Lines(Serial):
@@ -75,7 +68,7 @@ class Bare:
         argv = ["qemu-system-x86_64", "-accel", self.accel, "-M", f"{self.machine},memory-backend=ram", "-nodefaults",
                 "-no-user-config", "-display", "none", "-no-reboot", "-smp", str(self.cpus), "-m", str(self.memory),
                 "-object", f"memory-backend-file,id=ram,size={self.memory}M,mem-path={self.ram},share=on",
-                "-kernel", image(self.run.build), "-append", f"cpus={self.cpus} {self.cmdline}",
+                "-kernel", bare_image(self.run.build), "-append", f"cpus={self.cpus} {self.cmdline}",
                 "-chardev", f"file,id=serial,path={self.path('serial')},append=on", "-serial", "chardev:serial",
                 "-qmp", f"unix:{self.path('qmp')},server=on,wait=off"] + self.arguments
         self.process = Process(self.name, argv, self.path("log"))
