@@ -36,13 +36,14 @@ class Lines(Serial):
     def ready(self):
         return re.search(r"^ready .*\n", self.text(), re.M)
 
+    def all_progress(self):
+        """{"writes", "timer", "gap_us", "longest_us"} of each progress line."""
+        lines = [line.split() for line in re.findall(r"^progress (.*)\r?\n", self.text(), re.M)]
+        return [{name: int(value) for name, value in zip(words[::2], words[1::2])} for words in lines]
+
     def progress(self):
-        """{"writes", "timer", "gap_us", "longest_us"} of the last progress line."""
-        found = re.findall(r"^progress (.*)\r?\n", self.text(), re.M)
-        if not found:
-            return None
-        words = found[-1].split()
-        return {name: int(value) for name, value in zip(words[::2], words[1::2])}
+        """Of the last one, or None."""
+        return (self.all_progress() or [None])[-1]
 
 
 class Bare:

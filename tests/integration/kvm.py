@@ -16,15 +16,21 @@ def program(run):
     return os.path.join(run.build, "understudy-vmm")
 
 
-def need_kvm(run):
-    """Skips, with the VMM's own reason, where no guest can be made."""
+def obstacle(understudy):
+    """Why no guest can be made, in the VMM's own words; None where one can."""
     if not os.path.exists("/dev/kvm"):
-        raise Skip("no /dev/kvm")
-    done = subprocess.run([run.understudy, "run", "--kernel", "/dev/null", "--memory", "2M"], capture_output=True, text=True,
+        return "no /dev/kvm"
+    done = subprocess.run([understudy, "run", "--kernel", "/dev/null", "--memory", "2M"], capture_output=True, text=True,
                           timeout=20, stdin=subprocess.DEVNULL)
-    # A machine was made, and only the kernel is none.
-    if "/dev/null" not in done.stderr:
-        raise Skip(done.stderr.strip().removeprefix("understudy run: ") or f"the VMM ended with {done.returncode}")
+    if "/dev/null" in done.stderr:
+        return None  # a machine was made, and only the kernel is none
+    return done.stderr.strip().removeprefix("understudy run: ") or f"the VMM ended with {done.returncode}"
+
+
+def need_kvm(run):
+    why = obstacle(run.understudy)
+    if why:
+        raise Skip(why)
 
 
 class KvmPair(Pair):

@@ -4,6 +4,7 @@ Never how fast."""
 import json
 import os
 
+import kvm
 from understudy_test import SOURCE, check
 
 NUMBER = (int, float)
@@ -119,3 +120,26 @@ def test_protect(run):
             check(all(value > 1 << 20 for value in row["memory_bytes"].values()), f"{name}: {row['memory_bytes']}")
     ratios = [one for one in result["ratios"] if one["of"] == "protected.rps"]
     check(len(ratios) == 1 and len(ratios[0]["samples"]) == 3, f"{result['ratios']}")
+
+
+def test_protect_bare(run):
+    """Our own VMM and QEMU with the same guest: its progress, its stops and pauses, alone and under protection."""
+    kvm.need_kvm(run)
+    out, page = os.path.join(run.directory, "out.json"), os.path.join(run.directory, "out.html")
+    said, _, _ = run.us("bench", "protect", "--guest", "bare", "--quick", "--working-set", "1M", "--rounds", "2", "--build",
+                        run.build, "--json", out, "--html", page, seconds=110)
+    check("own VMM, 1 vCPU" in said and "QEMU, 1 vCPU" in said, said)
+    result = load(out)
+    check(list(result["rows"]) == ["kvm-1cpu-1000", "qemu-1cpu-1000"], f"{list(result['rows'])}")
+    for name, row in result["rows"].items():
+        check(row["accelerator"] == "kvm" and row["checkpoints"] > 0 and row["pages_captured"] > 0, f"{name}: {row}")
+        for one in row["base"] + row["rounds"]:
+            check(one["writes_per_s"] > 0 and one["stops_ms"] and one["silence_ms"] > 0, f"{name}: {one}")
+        check(len(samples(result, f"{name}.pause_mean")) == 2, f"{name}: {result['figures']}")
+        for kind in "pause", "delay", "stops":
+            found = [one for one in result["histograms"] if one["name"] == f"{name}.{kind}"]
+            check(found and found[0]["count"] == sum(count for _, count in found[0]["buckets"]), f"{name}.{kind}: {found}")
+    ratio, = [one for one in result["ratios"] if one["who"] == "peer" and one["of"].endswith("pause_mean")]
+    check(len(ratio["samples"]) == 2, f"{ratio}")
+    with open(page) as file:
+        check("every 0.2 s" in file.read(), "the page lacks the guest's stops")
