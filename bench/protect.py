@@ -11,7 +11,6 @@ import sys
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURCE, "bench")]
 import frame  # noqa: E402
-import kvm  # noqa: E402
 import protect_bare as bare  # noqa: E402
 import protect_bare_report as bare_report  # noqa: E402
 import protect_redis as redis  # noqa: E402
@@ -104,9 +103,8 @@ def main():
     programs = list(chosen.PROGRAMS)
     if options.guest == "bare":
         programs += ["qemu-system-x86_64"] * ("qemu" in options.vmm)
-        why = kvm.obstacle(frame.program(options)) if options.vmm == ["kvm"] else None
-        if why:
-            sys.exit(f"understudy bench protect: our own VMM can make no guest here: {why}")
+        if options.vmm == ["kvm"]:
+            frame.need_kvm("protect", options)
     missing = [name for name in programs if not shutil.which(name)]
     return frame.run("protect", options, ("guest", "rounds", "interval", *own), "network namespaces, bridges and taps", missing,
                      chosen.measure, report.describe, report.table)

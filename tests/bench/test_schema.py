@@ -131,8 +131,17 @@ class Described(unittest.TestCase):
         one, = [one for one in document["histograms"] if one["name"] == "kill_to_running"]
         self.assertEqual((one["count"], one["p50"], one["max"]), (2, 250.0, 270.0))
         document["environment"]["accelerator"] = "tcg"
-        document["options"].update(detect=250, seed=1)
+        document["options"].update(detect=250, seed=1, vmm="qemu")
         self.assertIn("2 kills", takeover.table(document))
+
+    def test_takeover_of_our_own_vmm(self):
+        """The bare guest speaks no TCP: there is no figure of it."""
+        kill = {"parts_ms": {part: 1.0 for part in takeover.PARTS}, "decision_to_running_ms": 4.0, "kill_to_running_ms": 250.0,
+                "gap_ms": {"udp": 300.0}}
+        document = result_of("takeover", takeover.describe, {"takeovers": [kill]}, kills=1, vmm="kvm", detect=250, seed=1)
+        validate(document)
+        self.assertFalse([one for one in document["figures"] if "tcp" in one["name"]])
+        self.assertIn("our own VMM", takeover.table(document))
 
 
 @need_program

@@ -106,6 +106,17 @@ def test_takeover(run):
         check("kill 2" in file.read(), "the page lacks a kill")
 
 
+def test_takeover_kvm(run):
+    """The bare guest in our own VMM is killed and goes on."""
+    kvm.need_kvm(run)
+    out = os.path.join(run.directory, "out.json")
+    said, _, _ = run.us("bench", "takeover", "--vmm", "kvm", "--kills", "1", "--load-mib", "2", "--build", run.build, "--json", out,
+                        seconds=110)
+    check("our own VMM" in said, said)
+    kill, = load(out)["takeovers"]
+    check(list(kill["gap_ms"]) == ["udp"] and kill["gap_ms"]["udp"] >= kill["decision_to_running_ms"] > 0, f"{kill}")
+
+
 def test_protect(run):
     """Every row is measured in rounds, beside the same guest unprotected, with what the engines cost."""
     out = os.path.join(run.directory, "out.json")
