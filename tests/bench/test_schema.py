@@ -12,6 +12,7 @@ import unittest
 
 from bench_test import environment, figures, jsonschema, need_schema, result_of, sample_result, schema, validate
 
+import migrate
 import migrate_report
 import takeover
 
@@ -106,7 +107,7 @@ class Described(unittest.TestCase):
             "understudy": {"moves": [move(n, total, downtime_parts_ms={"stop": 1.0, "load": 2.0})
                                      for n, total in ((0, 1.0), (1, 2.0), (2, 6.0))]},
             "qemu": {"moves": [move(0, 2.0), move(2, 3.0)]}, "qemu-tls": {"moves": []}}}
-        document = result_of("migrate", migrate_report.describe, {"rows": [row]}, rounds=3)
+        document = result_of("migrate", migrate_report.describe, {"rows": [row], "left_out": ["a note"]}, rounds=3)
         validate(document)
         ratio, = [one for one in document["ratios"] if one["to"] == "1024m-idle.qemu.total"]
         self.assertEqual((ratio["samples"], ratio["better"], ratio["who"]), ([0.5, 2.0], "lower", "peer"))
@@ -117,9 +118,20 @@ class Described(unittest.TestCase):
         cpu, = [one for one in document["figures"] if one["name"] == "1024m-idle.qemu.cpu_source"]
         self.assertAlmostEqual(cpu["samples"][0], 0.5 / (2**30 / 1e9))
 
+    def test_migrate_peers(self):
+        """What this QEMU has not been built with is left out and named, and so is COLO; neither is ever faked."""
+        found, notes = migrate.peers_here(["qemu-multifd-zstd", "qemu", "qemu-multifd-zlib-tls"],
+                                          {"version": (7, 2, 22), "compressions": ["none", "zlib"]})
+        self.assertEqual(found, ["qemu", "qemu-multifd-zlib-tls"])
+        self.assertEqual(notes, ["QEMU, multifd, zstd left out: QEMU 7.2.22 was built without zstd",
+                                 "QEMU's COLO is not measured: it is left to QEMU 11 and later, and this is 7.2.22"])
+        self.assertIn("cannot drive", migrate.peers_here([], {"version": (11, 0, 0), "compressions": ["none"]})[1][0])
+        self.assertEqual(set(migrate.peers("all")), set(migrate_report.NAMES) - {"understudy"})
+        self.assertEqual(migrate.peers("none"), [])
+
     def test_migrate_without_us(self):
         row = {"memory_bytes": 1 << 28, "dirty_bytes_per_s": 5, "variants": {"qemu": {"moves": [move(0, 2.0)]}}}
-        document = result_of("migrate", migrate_report.describe, {"rows": [row]}, rounds=1)
+        document = result_of("migrate", migrate_report.describe, {"rows": [row], "left_out": ["a note"]}, rounds=1)
         validate(document)
         self.assertEqual(document["ratios"], [])
 
