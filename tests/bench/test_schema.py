@@ -76,7 +76,7 @@ class Schema(unittest.TestCase):
     @need_program
     def test_scale(self):
         document = json.loads(bench("scale", "--quick", "--lanes", "2", "--vms", "2", "--sizes", "4M,8M,1024G", "--epoch-size", "1M",
-                                    "--rounds", "3", "--json"))
+                                    "--rounds", "3", "--vcpus", "0", "--json"))
         validate(document)
         self.assertEqual([one["point"] for one in document["points"]],
                          [{"lanes": lanes, "size": mib << 20, "vms": vms} for lanes, mib, vms in

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`understudy bench migrate`, `takeover` and `protect` with whole guests: they measure, and the JSON has what scripts look for.
+"""`understudy bench migrate`, `takeover`, `protect` and `scale` with whole guests: they measure, and the JSON has what scripts look for.
 Never how fast."""
 import json
 import os
@@ -155,3 +155,16 @@ def test_protect_bare(run):
     check(len(ratio["samples"]) == 2, f"{ratio}")
     with open(page) as file:
         check("every 0.2 s" in file.read(), "the page lacks the guest's stops")
+
+
+def test_scale_vcpus(run):
+    """The line that needs a guest: our own VMM's pause by vCPUs, as curves."""
+    kvm.need_kvm(run)
+    out = os.path.join(run.directory, "out.json")
+    said, _, _ = run.us("bench", "scale", "--quick", "--lanes", "1", "--vms", "1", "--sizes", "1M", "--rounds", "1", "--vcpus", "2",
+                        "--build", run.build, "--json", out, seconds=110)
+    result = load(out)
+    check(list(result["vcpus"]["rows"]) == ["kvm-1cpu-1000", "kvm-2cpu-1000"], f"{result['vcpus']}")
+    curve = [(one["x"], len(one["samples"])) for one in result["figures"] if one["name"].endswith("pause_mean")]
+    check(curve == [(1, 1), (2, 1)], f"{curve}")
+    check("our own VMM with 1000 page writes a second" in said, said)
