@@ -7,6 +7,7 @@ import figures
 from protect_report import describe_distributions, describe_memory
 
 PAGE = 4096
+MEMORY = "memory a second, written and captured"
 VMMS = {"kvm": "own VMM", "qemu": "QEMU"}
 SIDES = (("alpha", "primary"), ("beta", "standby"))
 
@@ -46,12 +47,12 @@ ROUND = (
 def describe_row(result, name, row):
     title, who = title_of(row), who_of(row)
 
-    def both(key, words, unit, better, value):
+    def both(key, words, unit, better, value, group=None):
         """A figure of the unprotected and of the protected rounds."""
         for tag, when, rounds, whose in (f"{name}.base_{key}", "unprotected", row["base"], "base"), \
                 (f"{name}.{key}", "protected", row["rounds"], who):
-            result.figure(tag, f"{title}, {when}: {words}", unit, better, list(map(value, rounds)), words, whose)
-    both("written", "memory the guest writes a second", "B", "higher", lambda one: one["writes_per_s"] * PAGE)
+            result.figure(tag, f"{title}, {when}: {words}", unit, better, list(map(value, rounds)), group or words, whose)
+    both("written", "memory the guest writes a second", "B", "higher", lambda one: one["writes_per_s"] * PAGE, MEMORY)
     result.ratio(f"{name}.written", f"{name}.base_written", f"{title}: progress, to unprotected", "higher", figures.quotients(
         *([one["writes_per_s"] for one in rounds] for rounds in (row["rounds"], row["base"]))), "base")
     if row["accelerator"] == "kvm":  # TCG's guests have a clock that stops with them
@@ -61,7 +62,8 @@ def describe_row(result, name, row):
                              figures.histogram([stop for one in rounds for stop in one["stops_ms"]]))
     both("silence", "longest silence at an observer outside", "ms", "lower", lambda one: one["silence_ms"])
     for key, words, unit, better, value in ROUND:
-        result.figure(f"{name}.{key}", f"{title}: {words}", unit, better, [value(one) for one in row["rounds"]], words, who)
+        result.figure(f"{name}.{key}", f"{title}: {words}", unit, better, [value(one) for one in row["rounds"]],
+                      MEMORY if key == "carried" else words, who)
     describe_distributions(result, name, title, row)
     describe_memory(result, name, title, row)
 
