@@ -77,7 +77,9 @@ def peers_here(wanted, able):
     chosen = [name for name in wanted if moves.PEERS[name][1] in able["compressions"]]
     notes = [f"{report.NAMES[name]} left out: QEMU {version} was built without {moves.PEERS[name][1]}"
              for name in wanted if name not in chosen]
-    why = f"it is left to QEMU {COLO_SINCE} and later, and this is {version}" if able["version"] < (COLO_SINCE,) else "this bench cannot drive it"
+    why = "this bench cannot drive it"
+    if able["version"] < (COLO_SINCE,):
+        why = f"it is left to QEMU {COLO_SINCE} and later, and this is {version}"
     return chosen, [*notes, f"QEMU's COLO is not measured: {why}"]
 
 

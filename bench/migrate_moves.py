@@ -39,7 +39,8 @@ TICK_MS = 10
 # QEMU's own ways: (multifd, its compression, TLS).
 PEERS = {"qemu": (False, "none", False), "qemu-multifd": (True, "none", False), "qemu-tls": (False, "none", True),
          "qemu-multifd-tls": (True, "none", True),
-         **{f"qemu-multifd-{method}{suffix}": (True, method, bool(suffix)) for suffix in ("", "-tls") for method in ("zlib", "zstd")}}
+         **{f"qemu-multifd-{method}{suffix}": (True, method, bool(suffix))
+            for suffix in ("", "-tls") for method in ("zlib", "zstd")}}
 
 
 NUMBERS = itertools.count(1)

@@ -48,7 +48,8 @@ def add_redis(parser):
     group.add_argument("--clients", type=frame.number(2, 500), metavar="N", help="connections (default 50)")
     group.add_argument("--requests", type=frame.number(200, 10000000), metavar="N",
                        help="SETs of a row; a fiftieth with one client (default 5000)")
-    group.add_argument("--fsync", choices=("always", "everysec"), help="of the append-only file, with many clients (default always)")
+    group.add_argument("--fsync", choices=("always", "everysec"),
+                       help="of the append-only file, with many clients (default always)")
     group.add_argument("--kills", type=frame.number(0, 100), metavar="N", help="takeovers (default 3)")
 
 

@@ -50,8 +50,8 @@ class QemuPair(Pair):
 def make_pair(run, options, vmm, cpus, rate, accelerator):
     words = (f"mem={options.working_set}M rate={rate} check={options.check} order={options.pattern} write={options.write} "
              f"data={options.data} fill=on irq=0 tick={TICK_MS}")
-    keys = {"tag": name_of(vmm, cpus, rate), "memory": (options.working_set + SPARE_MIB + 1) // 2 * 2, "smp": cpus, "network": "tap",
-            "interval": f"{options.interval}ms", "pause_share": "90", "takeover": "manual", "detect": "10s"}
+    keys = {"tag": name_of(vmm, cpus, rate), "memory": (options.working_set + SPARE_MIB + 1) // 2 * 2, "smp": cpus,
+            "network": "tap", "interval": f"{options.interval}ms", "pause_share": "90", "takeover": "manual", "detect": "10s"}
     if vmm == "kvm":
         return kvm.KvmPair(run, words=f"block=ram {words} {KVM_NET}", more=("--net", f"{TAP},{MAC}"), **keys)
     return QemuPair(run, f"block=microvm.ram {words} {MICROVM_NET}", accelerator, **keys)
@@ -65,10 +65,11 @@ class Progress:
     """The guest's own progress lines, as they come."""
 
     def __init__(self, pair):
-        self.lines, self.pair, self.count = Lines(pair.path("alpha.serial")), pair, 0
+        self.lines, self.pair = Lines(pair.path("alpha.serial")), pair
+        self.count = len(self.lines.all_progress())
 
     def next(self):
-        """(when a new line was seen, all lines since the last call)"""
+        """(when a new line was seen, all lines since the last call, or since the beginning of this)"""
         def new():
             found = self.lines.all_progress()
             return found if len(found) > self.count or self.lines.corrupt() else None

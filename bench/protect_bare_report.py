@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `understudy bench protect --guest bare` says of what it measured: figures of each row, ratios to the same guest unprotected
-and of our own VMM to QEMU, a table."""
+"""What `understudy bench protect --guest bare` says of what it measured: figures of each row, ratios to the same guest
+unprotected and of our own VMM to QEMU, a table."""
 import statistics
 
 import figures
@@ -102,10 +102,11 @@ def table(document):
     options, rows = document["options"], document["rows"].values()
     accelerators = sorted({row["accelerator"] for row in rows})
     return "\n".join([
-        f"bare guest by {' and '.join(accelerators)}: {options['working_set']} MiB, order {options['pattern']}, write={options['write']}, "
-        f"data {options['data']}; a checkpoint every {options['interval']} ms; {options['rounds']} rounds of {options['seconds']} s", "",
+        f"bare guest by {' and '.join(accelerators)}: {options['working_set']} MiB, order {options['pattern']}, write="
+        f"{options['write']}, data {options['data']}; a checkpoint every {options['interval']} ms; {options['rounds']} rounds of "
+        f"{options['seconds']} s", "",
         f"  {'':<36}{'writes/s':>9}{'kept':>7}{'ckpt/s':>9}{'dirty':>7}{'pause50':>9}{'99 ms':>9}{'stop':>9}{'silence':>9}"
         f"{'delay50':>9}{'99 ms':>9}{'MB/s':>8}{'cpu ms':>8}{'there':>7}  writes/s, protected", *map(line, rows), "",
-        "writes/s: the guest's, unprotected; kept: the share of them under protection; dirty: pages of a checkpoint, p50; stop: "
-        "the longest", "that the guest saw; silence: the longest at an observer outside, to whom it sends every 20 ms; MB/s: on the "
-        "wire; cpu ms, there:", "processor time of a checkpoint, of the engines"])
+        "writes/s: the guest's, unprotected; kept: the share of them under protection; dirty: pages of a checkpoint, p50; stop: the",
+        "longest that the guest saw; silence: the longest at an observer outside, to whom it sends every 20 ms; MB/s: on the wire;",
+        "cpu ms, there: processor time of a checkpoint, of the engines"])

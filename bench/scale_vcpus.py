@@ -35,8 +35,8 @@ def measure(options, screen):
         return None, [f"vCPUs left out: {why}"]
     asked = ",".join(map(str, counts(options.vcpus)))
     screen.say(f"our own VMM with {asked} vCPUs")
-    argv = [frame.program(options), "bench", "protect", "--build", options.build, "--guest", "bare", "--vmm", "kvm", "--cpus", asked,
-            "--rate", str(RATE), "--seconds", str(SECONDS), "--rounds", str(options.rounds), "--json"]
+    argv = [frame.program(options), "bench", "protect", "--build", options.build, "--guest", "bare", "--vmm", "kvm", "--cpus",
+            asked, "--rate", str(RATE), "--seconds", str(SECONDS), "--rounds", str(options.rounds), "--json"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=3600)
     if done.returncode:
         raise AssertionError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.strip()}")
@@ -47,9 +47,10 @@ def describe(result, found):
     """`found`: of measure()."""
     samples = {figure["name"]: figure["samples"] for figure in found["figures"]} if found else {}
     for name, row in (found["rows"] if found else {}).items():
+        cpus = row["cpus"]
         for key, words, unit, better in FIGURES:
-            result.figure(f"vcpus-{row['cpus']}.{key}", f"{row['cpus']} vCPU{'s' * (row['cpus'] > 1)}: {words}", unit, better, samples[f"{name}.{key}"],
-                          f"{words}, by vCPUs of our own VMM", x=row["cpus"], x_title="vCPUs")
+            result.figure(f"vcpus-{cpus}.{key}", f"{cpus} vCPU{'s' * (cpus > 1)}: {words}", unit, better, samples[f"{name}.{key}"],
+                          f"{words}, by vCPUs of our own VMM", x=cpus, x_title="vCPUs")
 
 
 def table(found):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`understudy bench migrate`, `takeover`, `protect` and `scale` with whole guests: they measure, and the JSON has what scripts look for.
-Never how fast."""
+"""`understudy bench migrate`, `takeover`, `protect` and `scale` with whole guests: they measure, and the JSON has what scripts
+look for. Never how fast."""
 import json
 import os
 
