@@ -37,7 +37,7 @@ def summarise(row):
     """Medians of every variant, and ours divided by each of QEMU's."""
     for variant in row["variants"].values():
         variant["median"] = medians(variant["moves"]) if variant["moves"] else None
-    ours = row["variants"].get("understudy", {}).get("median")
+    ours = row["variants"]["understudy"]["median"]
     row["ratios"] = {}
     for name, variant in row["variants"].items():
         other = variant["median"]
@@ -76,7 +76,7 @@ def describe(result, own):
     for row in own["rows"]:
         words, tag = load_of(row)
         for key, title, unit, field, per in FIGURES:
-            ours = by_round(row, "understudy", field, per) if "understudy" in row["variants"] else {}
+            ours = by_round(row, "understudy", field, per)
             for name in row["variants"]:
                 values = by_round(row, name, field, per)
                 result.figure(f"{tag}.{name}.{key}", f"{words}: {title}, {NAMES[name]}", unit, "lower", list(values.values()),
@@ -85,7 +85,7 @@ def describe(result, own):
                     both = [number for number in ours if number in values]
                     result.ratio(f"{tag}.understudy.{key}", f"{tag}.{name}.{key}", f"{words}: {title}, ours to {NAMES[name]}",
                                  "lower", quotients([ours[n] for n in both], [values[n] for n in both]), "peer")
-        moves = row["variants"].get("understudy", {"moves": []})["moves"]
+        moves = row["variants"]["understudy"]["moves"]
         result.timeline(f"{words}: our downtime", "ms", [
             (f"round {move['round'] + 1}", list((move["told"].get("downtime_parts_ms") or {}).items())) for move in moves])
 
@@ -118,7 +118,7 @@ def row_lines(row, data):
              f"  {'':<26}{'total s':>8}{'told':>8}{'down ms':>10}{'max':>8}{'told':>8}{'gap':>8}{'wire MB':>9}{'MB/s':>7}"
              f"{'total:':>9}{'told:':>7}{'down:':>9}{'cpu s':>7}{'there':>7}  downtimes"]
     lines += [variant_line(name, variant, row["ratios"]) for name, variant in row["variants"].items()]
-    ours = row["variants"].get("understudy", {}).get("median") or {}
+    ours = row["variants"]["understudy"]["median"] or {}
     if ours.get("downtime_parts_ms"):
         lines.append("  our downtime: " + ", ".join(f"{name} {value:.1f}" for name, value in ours["downtime_parts_ms"].items()
                                                     if value is not None) + " ms")

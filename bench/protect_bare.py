@@ -121,7 +121,7 @@ def measure_row(run, options, screen, vmm, cpus, rate, accelerator):
     finally:
         observer.ending.set()
         pair.qemu.kill()
-    return {"vmm": vmm, "cpus": cpus, "rate": rate, "accelerator": accelerator, "base": base, **row}
+    return {"vmm": vmm, "cpus": cpus, "rate": rate, "base": base, **row}
 
 
 def measure(run, options, screen):
@@ -130,4 +130,5 @@ def measure(run, options, screen):
     left_out = [f"our own VMM is left out: {obstacle}"] if vmms != options.vmm else []
     accelerator = "tcg" if obstacle else "kvm"
     return {"rows": {name_of(vmm, cpus, rate): measure_row(run, options, screen, vmm, cpus, rate, accelerator)
-                     for rate in options.rate for cpus in options.cpus for vmm in vmms}, "left_out": left_out}
+                     for rate in options.rate for cpus in options.cpus for vmm in vmms},
+            "accelerator": accelerator, "left_out": left_out}

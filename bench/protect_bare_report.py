@@ -44,7 +44,7 @@ ROUND = (
      lambda one: per_gigabyte(one, one["vmm_cpu_s"])))
 
 
-def describe_row(result, name, row):
+def describe_row(result, name, row, accelerator):
     title, who = title_of(row), who_of(row)
 
     def both(key, words, unit, better, value, group=None):
@@ -55,7 +55,7 @@ def describe_row(result, name, row):
     both("written", "memory the guest writes a second", "B", "higher", lambda one: one["writes_per_s"] * PAGE, MEMORY)
     result.ratio(f"{name}.written", f"{name}.base_written", f"{title}: progress, to unprotected", "higher", figures.quotients(
         *([one["writes_per_s"] for one in rounds] for rounds in (row["rounds"], row["base"]))), "base")
-    if row["accelerator"] == "kvm":  # TCG's guests have a clock that stops with them
+    if accelerator == "kvm":  # TCG's guests have a clock that stops with them
         both("stop", "the guest's longest stop in a round, as it sees it", "ms", "lower", lambda one: max(one["stops_ms"]))
         for tag, when, rounds in ("base_stops", "unprotected", row["base"]), ("stops", "protected", row["rounds"]):
             result.histogram(f"{name}.{tag}", f"{title}, {when}: the guest's longest stop in every 0.2 s", "ms", "lower",
@@ -70,8 +70,9 @@ def describe_row(result, name, row):
 
 def describe(result, own):
     result.document["notes"] += own.pop("left_out")
+    result.document["environment"]["accelerator"] = own["accelerator"]
     for name, row in own["rows"].items():
-        describe_row(result, name, row)
+        describe_row(result, name, row, own["accelerator"])
     for name, row in own["rows"].items():
         other = own["rows"].get(name.replace("kvm-", "qemu-", 1))
         if row["vmm"] != "kvm" or not other:
@@ -82,7 +83,7 @@ def describe(result, own):
                          figures.quotients(list(map(value, row["rounds"])), list(map(value, other["rounds"]))), "peer")
 
 
-def line(row):
+def line(row, accelerator):
     rounds, base = row["rounds"], row["base"]
 
     def middle(value, of=rounds):
@@ -90,7 +91,7 @@ def line(row):
         return statistics.median(found) if found else 0.0
     written, before = (middle(lambda one: one["writes_per_s"], of) for of in (rounds, base))
     cpu = [middle(lambda one, host=host: 1000 * one["cpu_s"][host] / max(one["checkpoints"], 1)) for host, _ in SIDES]
-    stop = f"{max(max(one['stops_ms']) for one in rounds):>9.1f}" if row["accelerator"] == "kvm" else f"{'-':>9}"
+    stop = f"{max(max(one['stops_ms']) for one in rounds):>9.1f}" if accelerator == "kvm" else f"{'-':>9}"
     return (f"  {title_of(row):<36}{before:>9.0f}{written / before if before else 0:>7.2f}{middle(ROUND[1][4]):>9.1f}"
             f"{row['dirty_pages']['p50']:>7.0f}{row['pause_ms']['p50']:>9.2f}{row['pause_ms']['p99']:>9.2f}{stop}"
             f"{max(one['silence_ms'] for one in rounds):>9.1f}{row['output']['delay_ms']['p50']:>9.2f}"
@@ -100,13 +101,12 @@ def line(row):
 
 def table(document):
     options, rows = document["options"], document["rows"].values()
-    accelerators = sorted({row["accelerator"] for row in rows})
     return "\n".join([
-        f"bare guest by {' and '.join(accelerators)}: {options['working_set']} MiB, order {options['pattern']}, write="
+        f"bare guest by {document['accelerator']}: {options['working_set']} MiB, order {options['pattern']}, write="
         f"{options['write']}, data {options['data']}; a checkpoint every {options['interval']} ms; {options['rounds']} rounds of "
         f"{options['seconds']} s", "",
         f"  {'':<36}{'writes/s':>9}{'kept':>7}{'ckpt/s':>9}{'dirty':>7}{'pause50':>9}{'99 ms':>9}{'stop':>9}{'silence':>9}"
-        f"{'delay50':>9}{'99 ms':>9}{'MB/s':>8}{'cpu ms':>8}{'there':>7}  writes/s, protected", *map(line, rows), "",
+        f"{'delay50':>9}{'99 ms':>9}{'MB/s':>8}{'cpu ms':>8}{'there':>7}  writes/s, protected", *[line(row, document["accelerator"]) for row in rows], "",
         "writes/s: the guest's, unprotected; kept: the share of them under protection; dirty: pages of a checkpoint, p50; stop: the",
         "longest that the guest saw; silence: the longest at an observer outside, to whom it sends every 20 ms; MB/s: on the wire;",
         "cpu ms, there: processor time of a checkpoint, of the engines"])

@@ -124,6 +124,8 @@ def measure(run, options, screen):
 
 def describe(result, own):
     kills = own["takeovers"]
+    if result.document["options"]["vmm"] == "kvm":
+        result.document["environment"]["accelerator"] = "kvm"
 
     def both(name, title, samples):
         result.figure(name, title, "ms", "lower", samples, "takeover")

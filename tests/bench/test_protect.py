@@ -115,19 +115,20 @@ def bare_round(number, **more):
     return {"seconds": 2.0, "writes_per_s": 100.0 * number, "stops_ms": [1.0, 2.0 * number], "silence_ms": 30.0, **more}
 
 
-def bare_row(vmm, pause, accelerator="kvm", captured=1000):
+def bare_row(vmm, pause, captured=1000):
     rounds = [bare_round(n, pause_mean_ms=pause * n, checkpoints=50, checkpoints_per_s=25.0, pages_captured=captured,
                          wire_bytes_per_s=1e6, cpu_s={"alpha": 0.5, "beta": 0.25}, vmm_cpu_s=0.125) for n in (1, 2, 3)]
-    return {"vmm": vmm, "cpus": 2, "rate": "max", "accelerator": accelerator, "base": [bare_round(2 * n) for n in (1, 2, 3)],
+    return {"vmm": vmm, "cpus": 2, "rate": "max", "base": [bare_round(2 * n) for n in (1, 2, 3)],
             "rounds": rounds, "wire_bytes_per_s": 1e6, "pause_ms": times(6, 6, 9, 10), "dirty_pages": {"p50": 4},
             "output": {"delay_ms": times(0, 0, 4, 4)}, "memory_bytes": {"alpha": 5, "beta": 6}}
 
 
 @need_schema
 class Bare(unittest.TestCase):
-    def described(self, *rows, left_out=()):
+    def described(self, *rows, accelerator="kvm", left_out=()):
         document = result_of("protect", protect_bare_report.describe, {
-            "rows": {f"{row['vmm']}-2cpu-max": row for row in rows}, "left_out": list(left_out)}, working_set=16, pattern="random",
+            "rows": {f"{row['vmm']}-2cpu-max": row for row in rows}, "accelerator": accelerator,
+            "left_out": list(left_out)}, working_set=16, pattern="random",
             write="line", data="random", interval=25, rounds=3, seconds=2)
         validate(document)
         return document, {one["name"]: one["samples"] for one in document["figures"]}, {
@@ -148,7 +149,8 @@ class Bare(unittest.TestCase):
 
     def test_what_tcg_does_not_show(self):
         """A guest whose clock stops with it sees no stop; nothing captured has no cost for a GB."""
-        document, found, ratios = self.described(bare_row("qemu", 5.0, accelerator="tcg", captured=0), left_out=["no /dev/kvm"])
+        document, found, ratios = self.described(bare_row("qemu", 5.0, captured=0), accelerator="tcg", left_out=["no /dev/kvm"])
+        self.assertEqual(document["environment"]["accelerator"], "tcg")
         self.assertEqual(document["notes"], ["no /dev/kvm"])
         self.assertFalse([name for name in found if "stop" in name or "cpu_primary" in name])
         self.assertEqual([pair for pair in ratios if pair[0].split(".")[0] != pair[1].split(".")[0]], [])
