@@ -15,7 +15,7 @@ static const struct {
     {"replicate", "carry memory through the whole pipeline between two processes, beside its ceiling",
      bench_replicate, true},
     {"scale", "the same with more lanes, more memory, more guests", NULL, true},
-    {"protect", "Redis in a guest, unprotected and protected, seen from outside (root)", NULL, true},
+    {"protect", "a guest, Redis or bare, unprotected and protected, seen from outside (root)", NULL, true},
     {"migrate", "move a guest with this engine and with QEMU's own migration (root)", NULL, true},
     {"takeover", "kill the primary at random moments, again and again (root)", NULL, true},
     {"compare", "two results: what is better, what is worse, what cannot be told", NULL, false},

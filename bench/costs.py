@@ -18,6 +18,16 @@ def cpu_s(pid, without=()):
     return sum(times(f"/proc/{pid}/stat")) - sum(sum(times(f"/proc/{pid}/task/{thread}/stat")[:2]) for thread in without)
 
 
+def threads(pid, pattern):
+    """Those whose name begins as a compiled pattern says."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/comm") as file:
+            if pattern.match(file.read()):
+                found.append(int(thread))
+    return found
+
+
 def memory(pid, key):
     """Bytes: VmRSS what is resident now, VmHWM the most that was since the beginning, or since reset_peak()."""
     with open(f"/proc/{pid}/status") as file:

@@ -120,6 +120,17 @@ def joined(parts, least, most):
             "buckets": [list(bucket) for bucket in buckets]}
 
 
+def of_status(times):
+    """A time of `status`, whose buckets are cumulative and few, as a histogram; None while nothing was counted. The bounds of its
+    buckets are all that is known of `min` (the one below) and p90 (the one above)."""
+    if not times["count"]:
+        return None
+    bounds = [[0.0, 0], *times["buckets"], [max(times["max"], times["buckets"][-1][0]), times["count"]]]
+    steps = [(below, top, count - before) for (below, before), (top, count) in zip(bounds, bounds[1:]) if count > before]
+    found = joined([[[top, count] for _, top, count in steps]], steps[0][0], times["max"])
+    return {**found, "p50": times["p50"], "p90": max(times["p50"], min(found["p90"], times["p99"])), "p99": times["p99"]}
+
+
 # -- reading one ----------------------------------------------------------------------------------------------
 def read(path):
     """The result in a file (-: standard input). What is checked is what everything here relies on; schema.json has all."""

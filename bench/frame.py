@@ -109,6 +109,14 @@ def run(name, options, keys, needs, missing, measure, describe, table):
     return 0
 
 
+def need_kvm(name, options):
+    """Ends at once, and says why, where our own VMM can make no guest."""
+    import kvm
+    why = kvm.obstacle(program(options))
+    if why:
+        sys.exit(f"understudy bench {name}: our own VMM can make no guest here: {why}")
+
+
 def accelerator():
     from understudy_test import has_hardware_virtualisation
     return "kvm" if has_hardware_virtualisation() else "tcg"

@@ -19,6 +19,8 @@ import frame  # noqa: E402
 import migrate_moves as moves  # noqa: E402
 import migrate_report as report  # noqa: E402
 
+COLO_SINCE = 11  # 7.2's stops for good after a checkpoint, 10.0 and 10.1 were published broken, 11 has another handshake
+
 
 def boot(run, options, memory_mib, dirty, row):
     guest = moves.Guest(run, options, memory_mib, dirty)
@@ -49,15 +51,15 @@ def one_move(guest, name, number, variant, say):
     return guest
 
 
-def measure_row(run, options, screen, memory_mib, dirty):
+def measure_row(run, options, screen, memory_mib, dirty, names):
     load = f"dirtying {dirty / 1e6:.0f} MB/s" if dirty else "idle"
     row = {"memory_bytes": memory_mib << 20, "dirty_bytes_per_s": dirty, "dirty_bytes_per_s_measured": None,
-           "rounds": options.rounds, "variants": {name: {"moves": [], "failed": []} for name in options.variants}}
+           "rounds": options.rounds, "variants": {name: {"moves": [], "failed": []} for name in names}}
     screen.say(f"{memory_mib} MiB, {load}: the guest boots and fills its memory")
     guest = None
     try:
         for number in range(options.rounds):
-            for name in options.variants:
+            for name in names:
                 guest = guest or boot(run, options, memory_mib, dirty, row)
                 time.sleep(options.settle)
                 guest = one_move(guest, name, number, row["variants"][name], lambda text: screen.say(
@@ -69,12 +71,25 @@ def measure_row(run, options, screen, memory_mib, dirty):
     return row
 
 
+def peers_here(wanted, able):
+    """([peer], [note]): what this QEMU has been built without is left out, by name."""
+    version = ".".join(map(str, able["version"]))
+    chosen = [name for name in wanted if moves.PEERS[name][1] in able["compressions"]]
+    notes = [f"{report.NAMES[name]} left out: QEMU {version} was built without {moves.PEERS[name][1]}"
+             for name in wanted if name not in chosen]
+    why = "this bench cannot drive it"
+    if able["version"] < (COLO_SINCE,):
+        why = f"it is left to QEMU {COLO_SINCE} and later, and this is {version}"
+    return chosen, [*notes, f"QEMU's COLO is not measured: {why}"]
+
+
 def measure(run, options, screen):
     rows = []
+    peers, notes = peers_here(options.peers, moves.abilities(run))
     for memory_mib in options.memory:
         for dirty in [0] * (not options.no_idle) + [options.dirty] * bool(options.dirty):
-            rows.append(measure_row(run, options, screen, memory_mib, dirty))
-    return {"rows": rows}
+            rows.append(measure_row(run, options, screen, memory_mib, dirty, ["understudy", *peers]))
+    return {"rows": rows, "left_out": notes}
 
 
 def size(text):
@@ -98,19 +113,21 @@ def rate(text):
     return int(found.group(1)) * 1000 ** " KMG".index(found.group(2) or " ")
 
 
-def variants(text):
-    names = text.split(",")
+def peers(text):
+    if text in ("all", "none"):
+        return list(moves.PEERS) if text == "all" else []
+    names = list(dict.fromkeys(text.split(",")))
     for name in names:
-        if name not in moves.VARIANTS:
-            raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(moves.VARIANTS)}")
+        if name not in moves.PEERS:
+            raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(moves.PEERS)}")
     return names
 
 
 def parse_options(argv):
     parser = argparse.ArgumentParser(prog="understudy bench migrate", description=(
         "Boots a guest between two hosts that are network namespaces of this machine and moves it to and fro: with "
-        "`understudy migrate` (TLS 1.3) and with QEMU's own migration, plain, with multifd, with TLS, and with both. Needs "
-        "root and what tools/install-dependencies.sh installs."))
+        "`understudy migrate` (TLS 1.3) and with QEMU's own migration, plain, with multifd, with TLS, and with both, and if "
+        "wanted with multifd's compression. Needs root and what tools/install-dependencies.sh installs."))
     parser.add_argument("--memory", type=sizes, metavar="SIZE[,SIZE...]",
                         help="the guest's memory; a guest for each (default 1G)")
     parser.add_argument("--dirty", type=rate, metavar="RATE",
@@ -121,8 +138,10 @@ def parse_options(argv):
                         help="what both are told to keep (default 50)")
     parser.add_argument("--lanes", type=frame.number(1, 16), default=2, metavar="N",
                         help="our TLS connections, and QEMU's multifd channels (default 2)")
-    parser.add_argument("--variants", type=variants, default=list(moves.VARIANTS), metavar="NAME[,NAME...]",
-                        help=f"of {', '.join(moves.VARIANTS)} (default all)")
+    parser.add_argument("--peers", type=peers, default=list(moves.PEERS)[:4], metavar="NAME[,NAME...]",
+                        help=f"QEMU's own ways: of {', '.join(moves.PEERS)}; all; none (default the first four)")
+    parser.add_argument("--data", choices=("random", "text", "mixed"), default="random",
+                        help="what the guest fills its memory with; random does not compress (default random)")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false",
                         help="count the first move of a guest, too; else one by us comes before")
     parser.add_argument("--quick", action="store_true", help="128M, 2M a second and one round, unless said otherwise")
@@ -140,7 +159,7 @@ def parse_options(argv):
 
 def main():
     missing = [name for name in ("qemu-system-x86_64", "ip", "nsenter") if not shutil.which(name)]
-    keys = "memory", "dirty", "no_idle", "rounds", "max_downtime", "lanes", "variants", "warm_up", "settle", "timeout"
+    keys = "memory", "dirty", "no_idle", "rounds", "max_downtime", "lanes", "peers", "data", "warm_up", "settle", "timeout"
     return frame.run("migrate", parse_options(sys.argv[1:]), keys, "network namespaces", missing, measure, report.describe,
                      report.table)
 

@@ -36,9 +36,11 @@ ADDRESS = {"alpha": ALPHA, "beta": BETA}
 OTHER = {"alpha": "beta", "beta": "alpha"}
 QEMU_PORT = 7790
 TICK_MS = 10
-QEMU_VARIANTS = {"qemu": (False, False), "qemu-multifd": (True, False), "qemu-tls": (False, True),
-                 "qemu-multifd-tls": (True, True)}
-VARIANTS = ("understudy", *QEMU_VARIANTS)
+# QEMU's own ways: (multifd, its compression, TLS).
+PEERS = {"qemu": (False, "none", False), "qemu-multifd": (True, "none", False), "qemu-tls": (False, "none", True),
+         "qemu-multifd-tls": (True, "none", True),
+         **{f"qemu-multifd-{method}{suffix}": (True, method, bool(suffix))
+            for suffix in ("", "-tls") for method in ("zlib", "zstd")}}
 
 
 NUMBERS = itertools.count(1)
@@ -123,6 +125,21 @@ class Consoles(threading.Thread):
             return [when for when, where in self.ticks if where == place]
 
 
+def abilities(run):
+    """{"version": (major, minor, micro), "compressions": those of multifd} of the QEMU that is installed here."""
+    path = os.path.join(run.directory, "abilities.qmp")
+    process = Process("QEMU", ["qemu-system-x86_64", "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp",
+                               f"unix:{path},server=on,wait=off"], os.path.join(run.logs, "abilities.log"))
+    monitor = Monitor(path)
+    version = monitor("query-version")["qemu"]
+    kinds = {kind["name"]: kind for kind in monitor("query-qmp-schema")}
+    parameters = kinds[kinds["migrate-set-parameters"]["arg-type"]]["members"]
+    kind = next((kinds[one["type"]] for one in parameters if one["name"] == "multifd-compression"), {})
+    monitor.close()
+    process.kill()
+    return {"version": tuple(version[part] for part in ("major", "minor", "micro")), "compressions": kind.get("values", ["none"])}
+
+
 class Stayed(Exception):
     """The guest did not move in time, and runs where it did."""
 
@@ -137,7 +154,7 @@ class Guest:
     def __init__(self, run, options, memory_mib, dirty_bytes_per_s):
         self.run, self.options, self.memory_mib = run, options, memory_mib
         self.tag = f"m{memory_mib}-{next(NUMBERS)}"
-        self.append = (f"console=ttyS0 quiet panic=-1 us.block=pc.ram us.mem={memory_mib * 9 // 10 - 64}M us.mode=random "
+        self.append = (f"console=ttyS0 quiet panic=-1 us.block=pc.ram us.mem={memory_mib * 9 // 10 - 64}M us.mode={options.data} "
                        f"us.rate={dirty_bytes_per_s // 4096} us.check=0 us.tick={TICK_MS} us.writers=1")
         self.consoles, self.places = Consoles(os.path.join(run.logs, f"{self.tag}-console.log")), 0
         self.host, self.place, self.monitor = "alpha", None, None
@@ -204,7 +221,7 @@ class Guest:
         pid = self.monitor.pid()
         costs.reset_peak(pid)
         spent = self.own_cpu_s(self.monitor)
-        mover = Engine(self, place, host) if variant == "understudy" else Qemu(self, place, host, *QEMU_VARIANTS[variant])
+        mover = Engine(self, place, host) if variant == "understudy" else Qemu(self, place, host, *PEERS[variant])
         try:
             told, ordered, arrived = mover.move()
         except Stayed:
@@ -254,10 +271,12 @@ def end(pid):
 
 
 class Qemu:
-    """QEMU's own: `migrate`, with or without multifd and TLS. Its bandwidth is unbounded, its downtime limit ours."""
+    """QEMU's own: `migrate`, with or without multifd, its compression, and TLS. Its bandwidth is unbounded, its downtime limit
+    ours."""
 
-    def __init__(self, guest, place, host, multifd, tls):
-        self.guest, self.place, self.host, self.multifd, self.tls = guest, place, host, multifd, tls
+    def __init__(self, guest, place, host, multifd, compression, tls):
+        self.guest, self.place, self.host = guest, place, host
+        self.multifd, self.compression, self.tls = multifd, compression, tls
         self.process = None
         self.source_cpu_s, self.source_peak = 0.0, 0  # there is no engine beside QEMU
 
@@ -286,7 +305,7 @@ class Qemu:
         creds = self.credentials(monitor, host, endpoint) if self.tls else ""
         monitor("migrate-set-parameters", tls_creds=creds, tls_hostname=self.host if self.tls else "",
                 max_bandwidth=1 << 40, downtime_limit=self.guest.options.max_downtime,
-                multifd_channels=self.guest.options.lanes)
+                multifd_channels=self.guest.options.lanes, multifd_compression=self.compression)
 
     def move(self):
         source = self.guest.monitor

@@ -7,7 +7,10 @@ from figures import quotients, sparkline
 MEASURES = ("total_s", "downtime_ms", "console_gap_ms", "wire_bytes", "throughput_bytes_per_s", "cpu_source_s",
             "cpu_destination_s", "memory_source_bytes", "memory_destination_bytes")
 NAMES = {"understudy": "understudy (TLS 1.3)", "qemu": "QEMU", "qemu-multifd": "QEMU, multifd", "qemu-tls": "QEMU, TLS",
-         "qemu-multifd-tls": "QEMU, multifd + TLS"}
+         "qemu-multifd-tls": "QEMU, multifd + TLS", "qemu-multifd-zlib": "QEMU, multifd, zlib",
+         "qemu-multifd-zstd": "QEMU, multifd, zstd", "qemu-multifd-zlib-tls": "QEMU, multifd, zlib + TLS",
+         "qemu-multifd-zstd-tls": "QEMU, multifd, zstd + TLS"}
+MEMORY = {"random": "memory that does not compress", "text": "memory full of text", "mixed": "memory of all sorts"}
 
 
 def median_of(moves, key):
@@ -34,7 +37,7 @@ def summarise(row):
     """Medians of every variant, and ours divided by each of QEMU's."""
     for variant in row["variants"].values():
         variant["median"] = medians(variant["moves"]) if variant["moves"] else None
-    ours = row["variants"].get("understudy", {}).get("median")
+    ours = row["variants"]["understudy"]["median"]
     row["ratios"] = {}
     for name, variant in row["variants"].items():
         other = variant["median"]
@@ -69,10 +72,11 @@ def load_of(row):
 
 def describe(result, own):
     """Figures of each row and variant, ours against each of QEMU's round by round, and the parts of our downtimes."""
+    result.document["notes"] += own.pop("left_out")
     for row in own["rows"]:
         words, tag = load_of(row)
         for key, title, unit, field, per in FIGURES:
-            ours = by_round(row, "understudy", field, per) if "understudy" in row["variants"] else {}
+            ours = by_round(row, "understudy", field, per)
             for name in row["variants"]:
                 values = by_round(row, name, field, per)
                 result.figure(f"{tag}.{name}.{key}", f"{words}: {title}, {NAMES[name]}", unit, "lower", list(values.values()),
@@ -81,7 +85,7 @@ def describe(result, own):
                     both = [number for number in ours if number in values]
                     result.ratio(f"{tag}.understudy.{key}", f"{tag}.{name}.{key}", f"{words}: {title}, ours to {NAMES[name]}",
                                  "lower", quotients([ours[n] for n in both], [values[n] for n in both]), "peer")
-        moves = row["variants"].get("understudy", {"moves": []})["moves"]
+        moves = row["variants"]["understudy"]["moves"]
         result.timeline(f"{words}: our downtime", "ms", [
             (f"round {move['round'] + 1}", list((move["told"].get("downtime_parts_ms") or {}).items())) for move in moves])
 
@@ -93,10 +97,10 @@ def cell(value, form, width):
 def variant_line(name, variant, ratios):
     of = variant["median"]
     if not of:
-        return f"  {NAMES[name]:<22} {variant['failed'][0].splitlines()[0][:90] if variant['failed'] else 'not measured'}"
+        return f"  {NAMES[name]:<26} {variant['failed'][0].splitlines()[0][:90] if variant['failed'] else 'not measured'}"
     mine = ratios.get(name, {})
     failed = f"   {len(variant['failed'])} failed" if variant["failed"] else ""
-    return (f"  {NAMES[name]:<22}{cell(of['total_s'], '.2f', 8)}{cell(of['told']['total_s'], '.2f', 8)}"
+    return (f"  {NAMES[name]:<26}{cell(of['total_s'], '.2f', 8)}{cell(of['told']['total_s'], '.2f', 8)}"
             f"{cell(of['downtime_ms'], '.1f', 10)}{cell(of['downtime_max_ms'], '.1f', 8)}"
             f"{cell(of['told']['downtime_ms'], '.1f', 8)}{cell(of['console_gap_ms'], '.0f', 8)}"
             f"{cell(of['wire_bytes'] / 1e6, '.0f', 9)}{cell(of['throughput_bytes_per_s'] / 1e6, '.0f', 7)}"
@@ -105,16 +109,16 @@ def variant_line(name, variant, ratios):
             f"  {sparkline([move['downtime_ms'] for move in variant['moves']])}{failed}")
 
 
-def row_lines(row):
+def row_lines(row, data):
     load = load_of(row)[0].partition(", ")[2]
     measured = row["dirty_bytes_per_s_measured"]
-    lines = ["", f"{row['memory_bytes'] / 2**30:g} GiB of memory that does not compress, {load}"
+    lines = ["", f"{row['memory_bytes'] / 2**30:g} GiB of {MEMORY[data]}, {load}"
              + (f" (QEMU samples {measured / 1e6:.0f})" if row["dirty_bytes_per_s"] else "")
              + f", medians of {row['rounds']}",
-             f"  {'':<22}{'total s':>8}{'told':>8}{'down ms':>10}{'max':>8}{'told':>8}{'gap':>8}{'wire MB':>9}{'MB/s':>7}"
+             f"  {'':<26}{'total s':>8}{'told':>8}{'down ms':>10}{'max':>8}{'told':>8}{'gap':>8}{'wire MB':>9}{'MB/s':>7}"
              f"{'total:':>9}{'told:':>7}{'down:':>9}{'cpu s':>7}{'there':>7}  downtimes"]
     lines += [variant_line(name, variant, row["ratios"]) for name, variant in row["variants"].items()]
-    ours = row["variants"].get("understudy", {}).get("median") or {}
+    ours = row["variants"]["understudy"]["median"] or {}
     if ours.get("downtime_parts_ms"):
         lines.append("  our downtime: " + ", ".join(f"{name} {value:.1f}" for name, value in ours["downtime_parts_ms"].items()
                                                     if value is not None) + " ms")
@@ -127,7 +131,7 @@ def table(result):
              f"{where['load_average_after'][0]:.1f}", f"--max-downtime {options['max_downtime']} ms (QEMU: downtime-limit), "
              f"{options['lanes']} lanes (QEMU: multifd-channels)"]
     for row in result["rows"]:
-        lines += row_lines(row)
+        lines += row_lines(row, options["data"])
     lines += ["", "total: from the order, the start of the destination's QEMU included, to the guest running there; down: the "
               "source's last", "STOP to the destination's RESUME, as the QEMUs say; told: as the engine or query-migrate says; "
               "gap: between two ticks", "on the guest's console; wire: both ways, headers included; total:, told:, down: "

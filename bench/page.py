@@ -9,8 +9,8 @@ import figures
 import plots
 from plots import text
 
-WHO = {"ours": "Understudy", "peer": "QEMU's own", "ceiling": "ceiling of the same run", "base": "baseline"}
-RATIOS = {"ceiling": "Of the ceiling", "peer": "Beside QEMU's own migration", "base": "Beside the baseline"}
+WHO = {"ours": "Understudy", "peer": "QEMU", "ceiling": "ceiling of the same run", "base": "baseline"}
+RATIOS = {"ceiling": "Of the ceiling", "peer": "Beside QEMU", "base": "Beside the baseline"}
 
 
 def short(title, group):

@@ -138,7 +138,7 @@ def columns(one):
     low, high = math.log(min(tops) / 1.1), math.log(max(tops) * 1.1)
 
     def place(value):
-        return (math.log(value) - low) / (high - low) if value > 0 else 0.0
+        return min(1.0, max(0.0, (math.log(value) - low) / (high - low))) if value > 0 else 0.0
     counts = [0] * max(12, min(60, len(tops)))
     for top, count in one["buckets"]:
         counts[min(int(place(top) * len(counts)), len(counts) - 1)] += count

@@ -9,7 +9,7 @@ import figures
 ROWS = {"unprotected": "unprotected", "protected": "protected", "whole-pages": "pages always whole",
         "one-unprotected": "1 client, unprotected", "one-fixed": "1 client, fixed interval", "one-eager": "1 client, eager"}
 REDIS = (("rps", "SET/s", "1/s", "higher"), ("p50_latency_ms", "latency p50", "ms", "lower"),
-         ("p99_latency_ms", "latency p99", "ms", "lower"))
+         ("p99_latency_ms", "latency p99", "ms", "lower"), ("max_latency_ms", "longest wait for an answer", "ms", "lower"))
 
 
 def parse_redis_benchmark(text):
@@ -50,7 +50,7 @@ def describe(result, own):
             tag = key.removesuffix("_latency_ms")
             result.figure(f"{name}.{tag}", f"{title}: {words}", unit, better, samples, f"{crowd}: {words}",
                           "base" if name == base else "ours")
-            if name != base and key != "p99_latency_ms":
+            if name != base and key in ("rps", "p50_latency_ms"):
                 result.ratio(f"{name}.{tag}", f"{base}.{tag}", f"{title}: {words}, to unprotected", better,
                              figures.quotients(samples, [one[key] for one in own["rows"][base]["redis_rounds"]]), "base")
         result.histogram(f"{name}.latency", f"{title}: latency of every SET", "ms", "lower", latencies(row))
@@ -58,14 +58,15 @@ def describe(result, own):
             describe_engine(result, name, title, row)
     gaps = [one["gap_ms"] for one in own["takeovers"]]
     result.figure("takeover.gap", "takeover: a client's gap", "ms", "lower", gaps)
+    result.figure("takeover.running", "takeover: from the decision to the guest running", "ms", "lower",
+                  [one["takeover_ms"]["total"] for one in own["takeovers"]])
     result.timeline("takeover, from the last sign of the primary", "ms", [
         (f"kill {number + 1}", takeover_parts(one["takeover_ms"])) for number, one in enumerate(own["takeovers"])])
 
 
 def describe_engine(result, name, title, row):
     gigabytes, checkpoints = row["wire_bytes"] / 1e9, max(row["checkpoints"], 1)
-    for key in "p50", "p99", "max":
-        result.figure(f"{name}.pause_{key}", f"{title}: pause, {key}", "ms", "lower", [row["pause_ms"][key]], f"pause, {key}")
+    describe_distributions(result, name, title, row)
     result.figure(f"{name}.wire", f"{title}: bytes on the wire for a SET", "B", "lower", [row["wire_bytes_per_request"]],
                   "bytes on the wire for a SET")
     for host, side in ("alpha", "primary"), ("beta", "standby"):
@@ -73,6 +74,21 @@ def describe_engine(result, name, title, row):
                       [row["cpu_s"][host] / gigabytes], f"processor time for a GB on the wire, {side}")
         result.figure(f"{name}.cpu_checkpoint_{side}", f"{title}: processor time of a checkpoint, {side}", "ms", "lower",
                       [1000 * row["cpu_s"][host] / checkpoints], f"processor time of a checkpoint, {side}")
+    describe_memory(result, name, title, row)
+
+
+def describe_distributions(result, name, title, row):
+    """Of every capture, and of every frame that the guest sent."""
+    for tag, words, times in ("pause", "pause", row["pause_ms"]), ("delay", "output held", row["output"]["delay_ms"]):
+        for key in "p50", "p99", "max":
+            result.figure(f"{name}.{tag}_{key}", f"{title}: {words}, {key}", "ms", "lower", [times[key]], f"{words}, {key}")
+        found = figures.of_status(times)
+        if found:
+            result.histogram(f"{name}.{tag}", f"{title}: {words}", "ms", "lower", found)
+
+
+def describe_memory(result, name, title, row):
+    for host, side in ("alpha", "primary"), ("beta", "standby"):
         result.figure(f"{name}.memory_{side}", f"{title}: memory of the engine, {side}", "B", "lower",
                       [row["memory_bytes"][host]], f"memory of the engine, {side}")
 

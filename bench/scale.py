@@ -14,7 +14,8 @@ cores busy (processor seconds a second), and so
     linear(n) = throughput(first) * min(n, cores / busy)        efficiency(n) = throughput(n) / linear(n)
 
 that is, n times as much is expected as long as there are cores for it, and no more than all cores give after that. Memory has
-no line of that kind: its efficiency is the throughput divided by that of the first size.
+no line of that kind: its efficiency is the throughput divided by that of the first size. A fourth line, vCPUs, is of something
+else: scale_vcpus.py.
 """
 import argparse
 import json
@@ -24,9 +25,11 @@ import statistics
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURCE, "bench")]
 import figures  # noqa: E402
 import frame  # noqa: E402
+import scale_vcpus as vcpus  # noqa: E402
 
 MEASURES = {"first_copy": "first copy", "epochs": "epochs"}
 SPARE = 0.8  # of the available memory, at most
@@ -93,7 +96,8 @@ def measure(options, screen):
     for number, (point, lines) in enumerate(chosen):
         screen.say(f"{number + 1} of {len(chosen)}: {point['lanes']} lanes, {told('size', point['size'])}, {point['vms']} guests")
         done.append({"point": point, "lines": lines, "result": replicate(options, point)})
-    return {"points": done}, left_out
+    found, notes = vcpus.measure(options, screen)
+    return {"points": done, "vcpus": found}, left_out + notes
 
 
 def line_rows(own, line, measure, cores):
@@ -128,6 +132,7 @@ def describe(result, own):
                              [sample / (first * factor) for sample in found], "base")
                 result.ratio(f"{tag}.throughput", f"{tag}.ceiling", f"{title}, of its ceiling", "higher",
                              figures.quotients(found, ceiling), "ceiling")
+    vcpus.describe(result, own["vcpus"])
 
 
 def table(document):
@@ -146,7 +151,7 @@ def table(document):
                 share = statistics.median(figures.quotients(of, ceiling))
                 found.append(f"  {value >> 20 if line == 'size' else value:>8}{rate:>8.2f}{100 * rate / (first * factor):>9.0f} %"
                              f"{100 * share:>10.0f} %{busy:>12.1f}  {figures.sparkline(of)}")
-    return "\n".join(found)
+    return "\n".join(found + vcpus.table(document["vcpus"]))
 
 
 def size(text):
@@ -170,6 +175,8 @@ def parse_options(argv):
     parser.add_argument("--sizes", type=sizes, metavar="SIZE[,SIZE...]",
                         help="guest memory, with M or G (default 256M,512M,1G,2G,4G,8G)")
     parser.add_argument("--vms", type=frame.number(1, 16), default=4, metavar="N", help="1 to so many guests (default 4)")
+    parser.add_argument("--vcpus", type=frame.number(0, 16), metavar="N", help=(
+        "of a guest in our own VMM, 1, 2, 4 ... to so many; 0: leave that out (default 4)"))
     parser.add_argument("--rounds", type=frame.number(1, 100), metavar="N", help="of each point (default 5)")
     parser.add_argument("--epochs", type=frame.number(0, 100000), metavar="N", help="in each round (default 16)")
     parser.add_argument("--epoch-size", type=size, metavar="SIZE", help="dirty memory of each (default 16M)")
@@ -182,6 +189,7 @@ def parse_options(argv):
     options.lanes = options.lanes or min(16, max(4, len(os.sched_getaffinity(0))))
     options.sizes = options.sizes or sizes("32M,64M" if small else "256M,512M,1G,2G,4G,8G")
     options.rounds = options.rounds or (3 if small else 5)
+    options.vcpus = (2 if small else 4) if options.vcpus is None else options.vcpus
     options.epochs = (4 if small else 16) if options.epochs is None else options.epochs
     options.epoch_size = options.epoch_size or size("4M" if small else "16M")
     return options
@@ -189,7 +197,7 @@ def parse_options(argv):
 
 def main():
     options = parse_options(sys.argv[1:])
-    keys = "lanes", "sizes", "vms", "rounds", "epochs", "epoch_size", "data"
+    keys = "lanes", "sizes", "vms", "vcpus", "rounds", "epochs", "epoch_size", "data"
     result = figures.Result("scale", {key: getattr(options, key) for key in keys}, frame.program(options))
     own, left_out = measure(options, frame.Screen(sys.stderr))
     describe(result, own)

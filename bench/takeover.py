@@ -5,8 +5,9 @@
 Theory of operation
 
 Two network namespaces play the hosts, a third is the world outside. A guest counts in its memory and sends the count every
-millisecond, by datagram and over one TCP connection, to an observer outside. It is protected, and at a random moment, drawn
-from a generator with a known seed, QEMU and engine of the primary are killed.
+millisecond, by datagram and over one TCP connection, to an observer outside; the bare guest, which is the one of our own VMM,
+by datagram every five. It is protected, and at a random moment, drawn from a generator with a known seed, VMM and engine of
+the primary are killed.
 
     kill ──► last heartbeat missed: decision ──► arbiter, apply, load, run ──► the guest runs ──► its next frame is seen
     │                                  └────────── decision to running ──────────┘
@@ -30,21 +31,34 @@ sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURC
 import clients  # noqa: E402
 import figures  # noqa: E402
 import frame  # noqa: E402
+import kvm  # noqa: E402
+from services import MAC, TAP  # noqa: E402
 from understudy_test import check, wait_for  # noqa: E402
 
 PARTS = ("detect", "arbitrate", "apply", "load", "run")
 WAYS = {"udp": "datagrams", "tcp": "one TCP connection"}
 
 
-def make_pair(run, options, number):
-    return run.pair(tag=f"kill{number}", memory=256, services="counter", network="tap", takeover="auto", eager="yes",
-                    load=f"us.mem={options.load_mib}M us.rate={options.rate} us.check=4000",
-                    interval=f"{options.interval}ms", detect=f"{options.detect}ms")
+def start_guest(run, options, number):
+    keys = {"tag": f"kill{number}", "network": "tap", "takeover": "auto", "eager": "yes", "interval": f"{options.interval}ms",
+            "detect": f"{options.detect}ms"}
+    if options.vmm == "kvm":
+        words = f"block=ram mem={options.load_mib}M rate={options.rate} check=100 write=line irq=0 tick=5 net=0xd0000000:5"
+        return kvm.KvmPair(run, words=words, memory=(options.load_mib + 17) // 2 * 2, more=("--net", f"{TAP},{MAC}"),
+                           **keys).start_guest()
+    pair = run.pair(memory=256, services="counter", load=f"us.mem={options.load_mib}M us.rate={options.rate} us.check=4000", **keys)
+    return pair.start_guest(ticks=1).wait_ready("counter")
 
 
-def observe(run, pair):
-    observer = clients.Observer(run.outside().name).start()
-    wait_for("100 values by both ways", 60, lambda: observer.error or min(observer.highest.values()) > 100, pair.story)
+def ways(options):
+    """The bare guest speaks no TCP."""
+    return ["udp"] if options.vmm == "kvm" else list(WAYS)
+
+
+def observe(run, options, pair):
+    observer = clients.Observer(run.outside().name, tcp="tcp" in ways(options)).start()
+    wait_for("100 values by each way", 60, lambda: observer.error or all(observer.highest[way] > 100 for way in ways(options)),
+             pair.story)
     observer.check()
     output = pair.status("alpha")["output"]
     check(output["holding"] and output["gate"] != "none", f"not held before the kill: {output}", pair.story)
@@ -56,7 +70,7 @@ def gap_ms(observer, way, killed):
     return observer.gap(way, since=killed - 1.0)[0] * 1000
 
 
-def kill_once(run, pair, observer, moment):
+def kill_once(options, pair, observer, moment):
     """One takeover: what was measured of it."""
     time.sleep(moment)
     before = pair.status("alpha")
@@ -70,25 +84,25 @@ def kill_once(run, pair, observer, moment):
     running = time.monotonic() - status["since_s"]
     seen = dict(observer.highest)
     wait_for("values from the standby's guest", 60,
-             lambda: observer.error or all(observer.highest[way] > seen[way] + 100 for way in WAYS), pair.story)
+             lambda: observer.error or all(observer.highest[way] > seen[way] + 100 for way in ways(options)), pair.story)
     observer.stop()
     check(not observer.went_back, f"seen before the kill, and again: {observer.went_back[:3]}", pair.story)
     committed = status["probe"]["committed"]
+    check(not pair.serial("beta").corrupt(), f"the guest on beta: {pair.serial('beta').corrupt()}", pair.story)
     check(told_outside <= committed, f"{told_outside} was seen outside, the standby resumed from {committed}", pair.story)
     told = status["takeover_ms"]
     return {"moment_s": moment, "checkpoints_before": before["checkpoints"], "parts_ms": {name: told[name] for name in PARTS},
             "decision_to_running_ms": told["total"], "kill_to_running_ms": (running - killed) * 1000,
-            "gap_ms": {way: gap_ms(observer, way, killed) for way in WAYS}, "pause_ms": before["pause_ms"]}
+            "gap_ms": {way: gap_ms(observer, way, killed) for way in ways(options)}, "pause_ms": before["pause_ms"]}
 
 
 def one_kill(run, options, number, moment):
-    pair = make_pair(run, options, number)
-    pair.start_guest(ticks=1).wait_ready("counter")
+    pair = start_guest(run, options, number)
     pair.standby()
     pair.protect()
-    observer = observe(run, pair)
+    observer = observe(run, options, pair)
     try:
-        found = kill_once(run, pair, observer, moment)
+        found = kill_once(options, pair, observer, moment)
     finally:
         observer.ending.set()
     os.kill(pair.guest_pid("beta"), signal.SIGKILL)
@@ -98,7 +112,8 @@ def one_kill(run, options, number, moment):
 
 def measure(run, options, screen):
     draw, kills = random.Random(options.seed), []
-    screen.say("the guest's images (made once)")
+    if options.vmm == "qemu":
+        screen.say("the guest's images (made once)")
     for number in range(options.kills):
         found = one_kill(run, options, number, draw.uniform(0.1, 1.0))
         kills.append(found)
@@ -109,14 +124,16 @@ def measure(run, options, screen):
 
 def describe(result, own):
     kills = own["takeovers"]
+    if result.document["options"]["vmm"] == "kvm":
+        result.document["environment"]["accelerator"] = "kvm"
 
     def both(name, title, samples):
         result.figure(name, title, "ms", "lower", samples, "takeover")
         result.histogram(name, title, "ms", "lower", figures.histogram(samples))
     both("decision_to_running", "from the decision to the guest running", [kill["decision_to_running_ms"] for kill in kills])
     both("kill_to_running", "from the kill to the guest running", [kill["kill_to_running_ms"] for kill in kills])
-    for way, words in WAYS.items():
-        both(f"gap_{way}", f"an observer's gap, {words}", [kill["gap_ms"][way] for kill in kills])
+    for way in kills[0]["gap_ms"]:
+        both(f"gap_{way}", f"an observer's gap, {WAYS[way]}", [kill["gap_ms"][way] for kill in kills])
     for part in PARTS:
         result.figure(f"part_{part}", f"part: {part}", "ms", "lower", [kill["parts_ms"][part] for kill in kills], "parts")
     result.timeline("from the primary's last sign to the guest running", "ms", [
@@ -125,7 +142,8 @@ def describe(result, own):
 
 def table(document):
     where, options = document["environment"], document["options"]
-    found = [f"guest by {where['accelerator']}; detection after {options['detect']} ms of silence; moments from seed "
+    guest = "bare guest in our own VMM" if options["vmm"] == "kvm" else f"Linux guest in QEMU, by {where['accelerator']}"
+    found = [f"{guest}; detection after {options['detect']} ms of silence; moments from seed "
              f"{options['seed']}", "", f"  {'':<42}{'p50':>9}{'p90':>9}{'p99':>9}{'longest':>9}  {len(document['takeovers'])} kills"]
     for one in document["histograms"]:
         samples = next(figure["samples"] for figure in document["figures"] if figure["name"] == one["name"])
@@ -137,8 +155,10 @@ def table(document):
 def parse_options(argv):
     parser = argparse.ArgumentParser(prog="understudy bench takeover", description=(
         "Boots a guest that counts aloud between two hosts, which are network namespaces of this machine, protects it, and kills "
-        "QEMU and engine of its primary at random moments, a fresh guest each time. Needs root and what "
+        "VMM and engine of its primary at random moments, a fresh guest each time. Needs root and what "
         "tools/install-dependencies.sh installs."))
+    parser.add_argument("--vmm", choices=("qemu", "kvm"), default="qemu",
+                        help="QEMU with a Linux guest, or our own with the bare guest (default qemu)")
     parser.add_argument("--kills", type=frame.number(1, 1000), metavar="N", help="how often (default 10)")
     parser.add_argument("--detect", type=frame.number(100, 60000), default=250, metavar="MS",
                         help="silence after which the standby decides (default 250)")
@@ -158,10 +178,13 @@ def parse_options(argv):
 
 
 def main():
-    missing = [name for name in ("qemu-system-x86_64", "ip", "bridge", "nsenter") if not shutil.which(name)]
-    keys = "kills", "detect", "interval", "load_mib", "rate", "seed"
-    return frame.run("takeover", parse_options(sys.argv[1:]), keys, "network namespaces, bridges and taps", missing, measure,
-                     describe, table)
+    options = parse_options(sys.argv[1:])
+    wanted = ["ip", "bridge", "nsenter"] + ["qemu-system-x86_64"] * (options.vmm == "qemu")
+    missing = [name for name in wanted if not shutil.which(name)]
+    if options.vmm == "kvm":
+        frame.need_kvm("takeover", options)
+    keys = "vmm", "kills", "detect", "interval", "load_mib", "rate", "seed"
+    return frame.run("takeover", options, keys, "network namespaces, bridges and taps", missing, measure, describe, table)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ static json_t *distribution(const struct histogram *histogram, uint64_t last, do
 /* Of microseconds, told in milliseconds, with how many were at most so long. */
 static json_t *durations(const struct histogram *histogram, uint64_t last_us)
 {
-    static const uint32_t bounds_us[] = {100,    200,    500,     1000,    2000,   3000,  5000,
-                                         7500,   10000,  15000,   20000,   30000,  50000, 100000,
-                                         200000, 500000, 1000000, 2000000, 5000000};
+    static const uint32_t bounds_us[] = {
+        50,   100,  150,   200,   300,   400,   500,   700,    1000,   1500,   2000,    3000,    4000,
+        5000, 7500, 10000, 15000, 20000, 30000, 50000, 100000, 200000, 500000, 1000000, 2000000, 5000000};
     json_t *object = distribution(histogram, last_us, 0.001), *buckets = json_array();
     for (size_t i = 0; i < array_length(bounds_us); i++)
         json_array_append_new(buckets, json_pack("[f, I]", bounds_us[i] / 1000.0,

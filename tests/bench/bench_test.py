@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of results stand on: where the scripts are, and a result with given samples."""
+"""What the tests of results stand on: where the scripts are, the schema, and a result with given samples."""
 import json
 import os
 import sys
+import unittest
+from unittest import mock
+
+try:
+    import jsonschema
+except ImportError:
+    jsonschema = None
 
 SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path[:0] = [os.path.join(SOURCE, "bench"), os.path.join(SOURCE, "tests", "integration")]
@@ -13,6 +20,14 @@ import figures  # noqa: E402,F401
 def schema():
     with open(os.path.join(SOURCE, "bench", "schema.json")) as file:
         return json.load(file)
+
+
+need_schema = unittest.skipUnless(jsonschema, "python3-jsonschema is not installed")
+
+
+def validate(document):
+    jsonschema.Draft202012Validator(schema()).validate(document)
+    figures.check(document)
 
 
 def noise():
@@ -37,3 +52,11 @@ def sample_result(samples, better="lower", ratios=None):
             "ratios": [{"of": of, "to": to, "title": f"{of} of {to}", "better": "higher", "who": "ceiling", "samples": values}
                        for (of, to), values in (ratios or {}).items()],
             "histograms": [], "timelines": [], "notes": []}
+
+
+def result_of(subcommand, describe, own, **options):
+    """As frame.run() makes it, without a run."""
+    with mock.patch.object(figures, "environment", lambda _: environment()), mock.patch.object(figures, "version", lambda _: "1"):
+        result = figures.Result(subcommand, options, "understudy")
+        describe(result, own)
+        return result.finish(**own)

@@ -11,7 +11,7 @@ import struct
 
 from processes import Process
 from qmp import Qmp
-from understudy_test import SOURCE, Serial, check, wait_for
+from understudy_test import SOURCE, Serial, bare_image, check, wait_for
 
 LAYOUT = os.path.join(SOURCE, "bench/guests/layout.h")
 HEADER_FIELDS = ("magic", "version_cpus", "counter", "pages", "area", "low", "high", "tsc_khz")
@@ -25,13 +25,6 @@ def layout():
     return {name: int(value, 0) for name, value in found}
 
 
-def image(build):
-    path = os.path.join(build, "bench/guests/bare-guest")
-    if not os.path.exists(path):
-        raise AssertionError(f"no {path}: build it first")
-    return path
-
-
 class Lines(Serial):
     """What the bare guest said."""
 
@@ -43,13 +36,14 @@ class Lines(Serial):
     def ready(self):
         return re.search(r"^ready .*\n", self.text(), re.M)
 
+    def all_progress(self):
+        """{"writes", "timer", "gap_us", "longest_us"} of each progress line."""
+        lines = [line.split() for line in re.findall(r"^progress (.*)\r?\n", self.text(), re.M)]
+        return [{name: int(value) for name, value in zip(words[::2], words[1::2])} for words in lines]
+
     def progress(self):
-        """{"writes", "timer", "gap_us", "longest_us"} of the last progress line."""
-        found = re.findall(r"^progress (.*)\r?\n", self.text(), re.M)
-        if not found:
-            return None
-        words = found[-1].split()
-        return {name: int(value) for name, value in zip(words[::2], words[1::2])}
+        """Of the last one, or None."""
+        return (self.all_progress() or [None])[-1]
 
 
 class Bare:
@@ -75,7 +69,7 @@ class Bare:
         argv = ["qemu-system-x86_64", "-accel", self.accel, "-M", f"{self.machine},memory-backend=ram", "-nodefaults",
                 "-no-user-config", "-display", "none", "-no-reboot", "-smp", str(self.cpus), "-m", str(self.memory),
                 "-object", f"memory-backend-file,id=ram,size={self.memory}M,mem-path={self.ram},share=on",
-                "-kernel", image(self.run.build), "-append", f"cpus={self.cpus} {self.cmdline}",
+                "-kernel", bare_image(self.run.build), "-append", f"cpus={self.cpus} {self.cmdline}",
                 "-chardev", f"file,id=serial,path={self.path('serial')},append=on", "-serial", "chardev:serial",
                 "-qmp", f"unix:{self.path('qmp')},server=on,wait=off"] + self.arguments
         self.process = Process(self.name, argv, self.path("log"))

@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 from processes import Process
-from understudy_test import Pair, Skip, check, wait_for
+from understudy_test import Pair, Skip, bare_image, check, wait_for
 
 WORDS = "block=ram mem=2M rate=100 check=200 tick=100"
 
@@ -16,15 +16,21 @@ def program(run):
     return os.path.join(run.build, "understudy-vmm")
 
 
-def need_kvm(run):
-    """Skips, with the VMM's own reason, where no guest can be made."""
+def obstacle(understudy):
+    """Why no guest can be made, in the VMM's own words; None where one can."""
     if not os.path.exists("/dev/kvm"):
-        raise Skip("no /dev/kvm")
-    done = subprocess.run([program(run), "--kernel", "/dev/null", "--memory", "2M"], capture_output=True, text=True,
+        return "no /dev/kvm"
+    done = subprocess.run([understudy, "run", "--kernel", "/dev/null", "--memory", "2M"], capture_output=True, text=True,
                           timeout=20, stdin=subprocess.DEVNULL)
-    # A machine was made, and only the kernel is none.
-    if "/dev/null" not in done.stderr:
-        raise Skip(done.stderr.strip().removeprefix("understudy run: ") or f"the VMM ended with {done.returncode}")
+    if "/dev/null" in done.stderr:
+        return None  # a machine was made, and only the kernel is none
+    return done.stderr.strip().removeprefix("understudy run: ") or f"the VMM ended with {done.returncode}"
+
+
+def need_kvm(run):
+    why = obstacle(run.understudy)
+    if why:
+        raise Skip(why)
 
 
 class KvmPair(Pair):
@@ -40,7 +46,7 @@ class KvmPair(Pair):
 
     def vmm_command(self, host, understudy=True):
         argv = [self.run.understudy, "run"] if understudy else [program(self.run)]
-        return argv + ["--kernel", os.path.join(self.run.build, "bench/guests/bare-guest"),
+        return argv + ["--kernel", bare_image(self.run.build),
                        "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
                        "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
                        "--serial", self.path(f"{host}.serial"), *self.more]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`understudy bench migrate`, `takeover` and `protect` with whole guests: they measure, and the JSON has what scripts look for.
-Never how fast."""
+"""`understudy bench migrate`, `takeover`, `protect` and `scale` with whole guests: they measure, and the JSON has what scripts
+look for. Never how fast."""
 import json
 import os
 
+import kvm
 from understudy_test import SOURCE, check
 
 NUMBER = (int, float)
@@ -47,6 +48,7 @@ def test_migrate(run):
     for name in "understudy (TLS 1.3)", "QEMU, multifd + TLS", "our downtime":
         check(name in said, f"the table lacks {name}:\n{said}")
     result = load(out)
+    check([note for note in result["notes"] if "COLO is not measured" in note], f"{result['notes']}")
     has(result, "result", {"environment": dict, "options": dict, "rows": list})
     row, = result["rows"]
     has(row, "row", {"memory_bytes": int, "dirty_bytes_per_s": int, "dirty_bytes_per_s_measured": NUMBER, "rounds": int,
@@ -81,7 +83,7 @@ def test_migrate_usage(run):
     """What needs no guest: help, nonsense, and root asked for by name."""
     out, _, _ = run.us("bench", "migrate", "--help")
     check("--max-downtime" in out and "understudy bench migrate" in out, out)
-    for options in (["--memory", "64M"], ["--dirty", "fast"], ["--variants", "xen"], ["--rounds", "0"], ["more"]):
+    for options in (["--memory", "64M"], ["--dirty", "fast"], ["--peers", "xen"], ["--rounds", "0"], ["more"]):
         run.us("bench", "migrate", *options, expect=2)
     _, err, _ = run.command("setpriv", "--reuid=65534", "--clear-groups", run.understudy, "bench", "migrate", expect=1)
     check("needs root" in err, err)
@@ -105,6 +107,17 @@ def test_takeover(run):
         check("kill 2" in file.read(), "the page lacks a kill")
 
 
+def test_takeover_kvm(run):
+    """The bare guest in our own VMM is killed and goes on."""
+    kvm.need_kvm(run)
+    out = os.path.join(run.directory, "out.json")
+    said, _, _ = run.us("bench", "takeover", "--vmm", "kvm", "--kills", "1", "--load-mib", "2", "--build", run.build, "--json", out,
+                        seconds=110)
+    check("our own VMM" in said, said)
+    kill, = load(out)["takeovers"]
+    check(list(kill["gap_ms"]) == ["udp"] and kill["gap_ms"]["udp"] >= kill["decision_to_running_ms"] > 0, f"{kill}")
+
+
 def test_protect(run):
     """Every row is measured in rounds, beside the same guest unprotected, with what the engines cost."""
     out = os.path.join(run.directory, "out.json")
@@ -119,3 +132,40 @@ def test_protect(run):
             check(all(value > 1 << 20 for value in row["memory_bytes"].values()), f"{name}: {row['memory_bytes']}")
     ratios = [one for one in result["ratios"] if one["of"] == "protected.rps"]
     check(len(ratios) == 1 and len(ratios[0]["samples"]) == 3, f"{result['ratios']}")
+
+
+def test_protect_bare(run):
+    """Our own VMM and QEMU with the same guest: its progress, its stops and pauses, alone and under protection."""
+    kvm.need_kvm(run)
+    out, page = os.path.join(run.directory, "out.json"), os.path.join(run.directory, "out.html")
+    said, _, _ = run.us("bench", "protect", "--guest", "bare", "--quick", "--working-set", "1M", "--rounds", "2", "--build",
+                        run.build, "--json", out, "--html", page, seconds=110)
+    check("own VMM, 1 vCPU" in said and "QEMU, 1 vCPU" in said, said)
+    result = load(out)
+    check(list(result["rows"]) == ["kvm-1cpu-1000", "qemu-1cpu-1000"], f"{list(result['rows'])}")
+    check(result["environment"]["accelerator"] == "kvm", f"{result['environment']}")
+    for name, row in result["rows"].items():
+        check(row["checkpoints"] > 0 and row["pages_captured"] > 0, f"{name}: {row}")
+        for one in row["base"] + row["rounds"]:
+            check(one["writes_per_s"] > 0 and one["stops_ms"] and one["silence_ms"] > 0, f"{name}: {one}")
+        check(len(samples(result, f"{name}.pause_mean")) == 2, f"{name}: {result['figures']}")
+        for kind in "pause", "delay", "stops":
+            found = [one for one in result["histograms"] if one["name"] == f"{name}.{kind}"]
+            check(found and found[0]["count"] == sum(count for _, count in found[0]["buckets"]), f"{name}.{kind}: {found}")
+    ratio, = [one for one in result["ratios"] if one["who"] == "peer" and one["of"].endswith("pause_mean")]
+    check(len(ratio["samples"]) == 2, f"{ratio}")
+    with open(page) as file:
+        check("every 0.2 s" in file.read(), "the page lacks the guest's stops")
+
+
+def test_scale_vcpus(run):
+    """The line that needs a guest: our own VMM's pause by vCPUs, as curves."""
+    kvm.need_kvm(run)
+    out = os.path.join(run.directory, "out.json")
+    said, _, _ = run.us("bench", "scale", "--quick", "--lanes", "1", "--vms", "1", "--sizes", "1M", "--rounds", "1", "--vcpus", "2",
+                        "--build", run.build, "--json", out, seconds=110)
+    result = load(out)
+    check(list(result["vcpus"]["rows"]) == ["kvm-1cpu-1000", "kvm-2cpu-1000"], f"{result['vcpus']}")
+    curve = [(one["x"], len(one["samples"])) for one in result["figures"] if one["name"].endswith("pause_mean")]
+    check(curve == [(1, 1), (2, 1)], f"{curve}")
+    check("our own VMM with 1000 page writes a second" in said, said)

@@ -4,6 +4,7 @@
 A test is a function `test_...(run)` in a file test_*.py; `run` is a Run. Every wait has a deadline and fails
 with the ends of the logs that matter. See docs/testing.md.
 """
+import functools
 import json
 import os
 import random
@@ -105,11 +106,15 @@ class Run:
         self.logs = os.path.join(directory, "logs")
         os.makedirs(self.logs, exist_ok=True)
         self.understudy = understudy or find_binary(build)
-        self.guest = guest_image(build)
         self.networks, self.world = {}, None
         self.proxies = []
         self.log_file = open(os.path.join(self.logs, "test.log"), "a", buffering=1)
         self.began = time.monotonic()
+
+    @functools.cached_property
+    def guest(self):
+        """(kernel, initrd) of the Linux guest; who needs none waits for none."""
+        return guest_image(self.build)
 
     def log(self, text):
         self.log_file.write(f"{time.monotonic() - self.began:8.3f} {text}\n")
@@ -193,6 +198,15 @@ def find_binary(build):
     if not os.access(path, os.X_OK):
         raise AssertionError(f"no {path}: build it first")
     return path
+
+
+def bare_image(build):
+    """The bare guest (bench/guests): of the build directory, or installed beside these scripts."""
+    paths = [os.path.join(place, "bench/guests/bare-guest") for place in (build, SOURCE)]
+    for path in paths:
+        if os.path.exists(path):
+            return path
+    raise AssertionError(f"neither {paths[0]} nor {paths[1]}: build it first")
 
 
 def guest_image(build):
