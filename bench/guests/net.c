@@ -3,54 +3,26 @@
 
 #include "cpus.h"
 #include "guest.h"
+#include "virtio.h"
 
 /*
  * Theory of operation
  *
  * A driver for a network device as small as it can be: only the transmit queue, one descriptor for each
- * frame, whose place in the queue is its place in frames[]. See "Virtual I/O Device 1.2", 2.7 (split
- * queues), 4.2 (MMIO) and 5.1.
+ * frame, whose place in the queue is its place in frames[] ("Virtual I/O Device 1.2", 5.1).
  *
- *     available ring: what was given to the device     used ring: what it has done with
- *
- * Both indices only grow, so a device that was restored and does a frame twice, forgets one, or invents one
- * is seen here. Its interrupts are counted and nothing else: that there are none although frames were used
- * means that the way of an interrupt was not restored.
+ * Interrupts are counted and nothing else: that there are none although frames were used means that the way
+ * of an interrupt was not restored.
  */
 
-#define QUEUE           8u /* frames under way */
-#define TRANSMIT_QUEUE  1u
-#define NET_DEVICE      1u
-#define DEAF_FRAMES     64u /* used without a single interrupt */
-#define COUNTER_PORT    7000u
-#define SENDER_PORT     7001u
-#define PAYLOAD_MAX     32u
-#define STATUS_DRIVER   3u  /* ACKNOWLEDGE, DRIVER */
-#define STATUS_FEATURES 11u /* and FEATURES_OK */
-#define STATUS_OK       15u /* and DRIVER_OK */
-#define STATUS_BROKEN   64u /* DEVICE_NEEDS_RESET */
-#define FEATURE_MAC     (1u << 5)
-#define FEATURE_MODERN  1u /* VERSION_1, bit 32 */
-
-enum registers {
-    MAGIC = 0x000,
-    VERSION = 0x004,
-    DEVICE_ID = 0x008,
-    FEATURES = 0x010,
-    FEATURES_SELECT = 0x014,
-    DRIVER_FEATURES = 0x020,
-    DRIVER_SELECT = 0x024,
-    QUEUE_SELECT = 0x030,
-    QUEUE_SIZE_MAX = 0x034,
-    QUEUE_SIZE = 0x038,
-    QUEUE_READY = 0x044,
-    QUEUE_NOTIFY = 0x050,
-    STATUS = 0x070,
-    DESCRIPTORS = 0x080,
-    AVAILABLE = 0x090,
-    USED = 0x0a0,
-    MAC = 0x100,
-};
+#define QUEUE          8u /* frames under way */
+#define TRANSMIT_QUEUE 1u
+#define NET_DEVICE     1u
+#define DEAF_FRAMES    64u /* used without a single interrupt */
+#define COUNTER_PORT   7000u
+#define SENDER_PORT    7001u
+#define PAYLOAD_MAX    32u
+#define FEATURE_MAC    (1u << 5)
 
 struct frame {
     uint8_t header[12]; /* virtio's: no checksum is to be made, nothing is to be cut */
@@ -63,11 +35,7 @@ struct frame {
 _Static_assert(offsetof(struct frame, payload) == 12 + 14 + 20 + 8, "the headers have no holes");
 
 static struct {
-    struct {
-        uint64_t address;
-        uint32_t bytes;
-        uint16_t flags, next;
-    } descriptors[QUEUE] __attribute__((aligned(16)));
+    struct virtio_descriptor descriptors[QUEUE] __attribute__((aligned(16)));
     struct {
         uint16_t flags, index, ring[QUEUE], event;
     } available;
@@ -91,59 +59,14 @@ static struct {
 /* For interrupt_net, in boot.S. */
 uint64_t net_device, net_interrupts;
 
-static uint32_t get(unsigned offset)
-{
-    return *(volatile uint32_t *)(uintptr_t)(net_device + offset);
-}
-
-static void set(unsigned offset, uint32_t value)
-{
-    *(volatile uint32_t *)(uintptr_t)(net_device + offset) = value;
-}
-
-static void set_address(unsigned offset, const void *at)
-{
-    set(offset, (uint32_t)(uintptr_t)at);
-    set(offset + 4, (uint32_t)((uint64_t)(uintptr_t)at >> 32));
-}
-
-static void negotiate(void)
-{
-    set(STATUS, 0);
-    set(STATUS, STATUS_DRIVER);
-    set(FEATURES_SELECT, 0);
-    bool has_mac = get(FEATURES) & FEATURE_MAC;
-    set(FEATURES_SELECT, 1);
-    if (!has_mac || !(get(FEATURES) & FEATURE_MODERN))
-        fatal("the network device at 0x%lx has no MAC, or is no modern one", net_device);
-    set(DRIVER_SELECT, 0);
-    set(DRIVER_FEATURES, FEATURE_MAC);
-    set(DRIVER_SELECT, 1);
-    set(DRIVER_FEATURES, FEATURE_MODERN);
-    set(STATUS, STATUS_FEATURES);
-    if (get(STATUS) != STATUS_FEATURES)
-        fatal("the network device at 0x%lx does not accept its own features", net_device);
-    for (unsigned i = 0; i < sizeof net.mac; i++)
-        net.mac[i] = *(volatile uint8_t *)(uintptr_t)(net_device + MAC + i);
-}
-
 void net_start(uint64_t address, unsigned irq)
 {
     net_device = address;
-    if (get(MAGIC) != 0x74726976 || get(VERSION) != 2 || get(DEVICE_ID) != NET_DEVICE)
-        fatal("there is no virtio network device of version 2 at 0x%lx: magic 0x%lx version %lu device %lu",
-              address, (uint64_t)get(MAGIC), (uint64_t)get(VERSION), (uint64_t)get(DEVICE_ID));
-    negotiate();
-    set(QUEUE_SELECT, TRANSMIT_QUEUE);
-    if (get(QUEUE_SIZE_MAX) < QUEUE)
-        fatal("the network device at 0x%lx has a queue of %lu", address, (uint64_t)get(QUEUE_SIZE_MAX));
-    set(QUEUE_SIZE, QUEUE);
-    set_address(DESCRIPTORS, queue.descriptors);
-    set_address(AVAILABLE, &queue.available);
-    set_address(USED, &queue.used);
-    set(QUEUE_READY, 1);
-    cpus_route(irq);
-    set(STATUS, STATUS_OK);
+    virtio_negotiate(address, NET_DEVICE, "network device", FEATURE_MAC, 0);
+    for (unsigned i = 0; i < sizeof net.mac; i++)
+        net.mac[i] = *(volatile uint8_t *)(uintptr_t)(address + VIRTIO_CONFIG + i);
+    virtio_queue(address, TRANSMIT_QUEUE, QUEUE, queue.descriptors, &queue.available, &queue.used);
+    virtio_go(address, irq, CPUS_VECTOR_NET);
 }
 
 static void put16(uint8_t *at, unsigned value)
@@ -224,7 +147,7 @@ static void collect(void)
     net.interrupts = interrupts;
     if (net.deaf >= DEAF_FRAMES)
         corrupt("network: %lu frames used without an interrupt", net.deaf);
-    if (get(STATUS) & STATUS_BROKEN)
+    if (virtio_get(net_device, VIRTIO_STATUS) & VIRTIO_STATUS_BROKEN)
         corrupt("network: the device wants a reset");
 }
 
@@ -244,7 +167,7 @@ void net_send(uint64_t value)
     queue.available.ring[net.sent % QUEUE] = (uint16_t)slot;
     net.sent++;
     __atomic_store_n(&queue.available.index, (uint16_t)net.sent, __ATOMIC_SEQ_CST);
-    set(QUEUE_NOTIFY, TRANSMIT_QUEUE);
+    virtio_set(net_device, VIRTIO_QUEUE_NOTIFY, TRANSMIT_QUEUE);
 }
 
 void net_say(void)
