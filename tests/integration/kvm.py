@@ -28,11 +28,18 @@ def need_kvm(run):
 
 
 class KvmPair(Pair):
-    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), **options):
-        """`more`: further options of the VMM's."""
+    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), images=(), **options):
+        """`more`: further options of the VMM's; `images`: sizes of disks in MiB, empty on both hosts."""
         need_kvm(run)
-        self.words, self.more = words, more
+        self.words, self.more, self.images = words, more, images
         super().__init__(run, memory=memory, smp=smp, **options)
+        for host in "alpha", "beta":
+            for index, mib in enumerate(images):
+                with open(self.image(host, index), "wb") as file:
+                    file.truncate(mib << 20)
+
+    def image(self, host, index=0):
+        return self.path(f"{host}-disk{index}.img")
 
     def guest_keys(self, host):
         return {"vmm": self.path(f"{host}.vmm"), "command": " ".join(self.vmm_command(host)),
@@ -43,7 +50,8 @@ class KvmPair(Pair):
         return argv + ["--kernel", os.path.join(self.run.build, "bench/guests/bare-guest"),
                        "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
                        "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
-                       "--serial", self.path(f"{host}.serial"), *self.more]
+                       "--serial", self.path(f"{host}.serial"), *self.more,
+                       *(word for index in range(len(self.images)) for word in ("--disk", self.image(host, index)))]
 
     def start_guest(self, ticks=2, seconds=30):
         argv = [word.strip("'") for word in self.vmm_command("alpha")]
@@ -65,7 +73,7 @@ class KvmPair(Pair):
 
 class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
-    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
+    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT, DISKS, TELL = range(1, 15)
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
     HEAD = struct.Struct("=IIiIQQQ")
 

@@ -213,7 +213,7 @@ def test_check(run):
 
 def test_confinement(run):
     """No thread of the VMM may do more than serve the guest."""
-    pair = KvmPair(run, smp=2).start_guest(ticks=1)
+    pair = KvmPair(run, smp=2, images=(1,)).start_guest(ticks=1)
     pid = pair.qemu.pid
     tasks = os.listdir(f"/proc/{pid}/task")
     check(len(tasks) >= 3, f"threads {tasks}")
