@@ -21,11 +21,10 @@
  * more: the second such line after a takeover speaks of a pass that began after it.
  */
 
-#define SLOTS          8u  /* requests under way */
-#define QUEUE          32u /* three descriptors for each, and a power of two */
+#define CHAIN          3u /* descriptors of a request at most */
+#define SLOTS          8u /* requests under way */
 #define DISK_DEVICE    2u
-#define SECTORS        8u  /* of a block */
-#define DEAF_REQUESTS  64u /* done without a single interrupt */
+#define SECTORS        8u /* of a block */
 #define TICKS_MAX      600u
 #define UNUSED_STATUS  0xffu
 #define FEATURE_FLUSH  (1u << 9)
@@ -43,26 +42,13 @@ struct slot {
         uint32_t sectors, flags;
     } range;
     uint8_t status;
-    bool busy;
     uint32_t block, ticks;
 };
 
-static struct {
-    struct virtio_descriptor descriptors[QUEUE] __attribute__((aligned(16)));
-    struct {
-        uint16_t flags, index, ring[QUEUE], event;
-    } available;
-    struct {
-        uint16_t flags, index;
-        struct {
-            uint32_t id, bytes;
-        } ring[QUEUE];
-        uint16_t event;
-    } used __attribute__((aligned(4)));
-} queue __attribute__((aligned(4096)));
-
+static struct virtio_queue queue = {.name = "disk"};
 static uint64_t pages[SLOTS][WORKLOAD_PAGE_WORDS] __attribute__((aligned(4096)));
 static struct slot slots[SLOTS];
+_Static_assert(SLOTS *CHAIN <= VIRTIO_QUEUE, "all fit into the queue");
 
 static struct {
     uint32_t iteration; /* 0: never written */
@@ -70,11 +56,9 @@ static struct {
 } blocks[OPTIONS_DISK_MAX];
 
 static struct {
-    uint64_t given, done;
     uint64_t reads, writes, zeroes, flushes; /* done */
     uint64_t changes;                        /* given */
     uint64_t read_at, passes, filled;
-    uint64_t interrupts, deaf; /* as far as was seen; requests done since */
     uint64_t seed;
     bool can_zero;
 } disk;
@@ -93,8 +77,12 @@ void disk_start(uint64_t address, unsigned irq)
     if (sectors / SECTORS < guest.options.disk_blocks)
         fatal("the disk at 0x%lx has %lu sectors, disk_blocks=%lu needs more", address, sectors,
               guest.options.disk_blocks);
-    virtio_queue(address, 0, QUEUE, queue.descriptors, &queue.available, &queue.used);
-    virtio_go(address, irq, CPUS_VECTOR_DISK);
+    virtio_start(&queue, address, 0, irq, CPUS_VECTOR_DISK);
+}
+
+static bool is_busy(unsigned number)
+{
+    return queue.busy[number * CHAIN];
 }
 
 /* --- what the device has done --- */
@@ -115,7 +103,6 @@ static void finish(unsigned number)
     if (slot->status != 0)
         corrupt("disk: request %lu of block %lu failed with status %lu", (uint64_t)type,
                 (uint64_t)slot->block, (uint64_t)slot->status);
-    slot->busy = false;
     if (type == FLUSH) {
         disk.flushes++;
         return;
@@ -135,41 +122,25 @@ static void finish(unsigned number)
 
 static void collect(void)
 {
-    uint16_t index = __atomic_load_n(&queue.used.index, __ATOMIC_ACQUIRE);
-    if ((uint16_t)(index - (uint16_t)disk.done) > disk.given - disk.done)
-        corrupt("disk: %lu requests given, %lu done, and the device's index is %lu", disk.given, disk.done,
-                (uint64_t)index);
-    while ((uint16_t)disk.done != index) {
-        uint32_t id = queue.used.ring[disk.done % QUEUE].id;
-        if (id >= SLOTS * 3 || id % 3 || !slots[id / 3].busy)
-            corrupt("disk: the device has done request %lu, which it was not given", (uint64_t)id);
-        disk.done++;
-        disk.deaf++;
-        finish(id / 3);
-    }
-    uint64_t interrupts = __atomic_load_n(&disk_interrupts, __ATOMIC_RELAXED);
-    if (interrupts != disk.interrupts)
-        disk.deaf = 0;
-    disk.interrupts = interrupts;
-    if (disk.deaf >= DEAF_REQUESTS)
-        corrupt("disk: %lu requests done without an interrupt", disk.deaf);
+    uint16_t head;
+    while (virtio_take(&queue, &head))
+        finish(head / CHAIN);
 }
 
 void disk_tick(void)
 {
+    virtio_check(&queue, __atomic_load_n(&disk_interrupts, __ATOMIC_RELAXED));
     for (unsigned i = 0; i < SLOTS; i++)
-        if (slots[i].busy && ++slots[i].ticks > TICKS_MAX)
+        if (is_busy(i) && ++slots[i].ticks > TICKS_MAX)
             corrupt("disk: request %lu of block %lu is not answered", (uint64_t)slots[i].header.type,
                     (uint64_t)slots[i].block);
-    if (virtio_get(disk_device, VIRTIO_STATUS) & VIRTIO_STATUS_BROKEN)
-        corrupt("disk: the device wants a reset");
 }
 
 /* --- what it is given --- */
 
 static void describe(unsigned number, unsigned part, const void *at, uint32_t bytes, uint16_t flags)
 {
-    unsigned index = number * 3 + part;
+    unsigned index = number * CHAIN + part;
     queue.descriptors[index] = (struct virtio_descriptor){
         .address = (uintptr_t)at, .bytes = bytes, .flags = flags, .next = (uint16_t)(index + 1)};
 }
@@ -180,7 +151,6 @@ static void give(unsigned number, enum request type, uint32_t block)
     *slot = (struct slot){.header = {.type = type, .sector = type == FLUSH ? 0 : (uint64_t)block * SECTORS},
                           .range = {.sector = (uint64_t)block * SECTORS, .sectors = SECTORS},
                           .status = UNUSED_STATUS,
-                          .busy = true,
                           .block = block};
     unsigned part = 0;
     describe(number, part++, &slot->header, sizeof slot->header, VIRTIO_NEXT);
@@ -194,9 +164,7 @@ static void give(unsigned number, enum request type, uint32_t block)
     if (type != FLUSH)
         blocks[block].busy = true;
     disk.changes += type == WRITE || type == ZEROES;
-    queue.available.ring[disk.given % QUEUE] = (uint16_t)(number * 3);
-    disk.given++;
-    __atomic_store_n(&queue.available.index, (uint16_t)disk.given, __ATOMIC_SEQ_CST);
+    virtio_give(&queue, (uint16_t)(number * CHAIN));
 }
 
 static void give_write(unsigned number, uint32_t block)
@@ -212,7 +180,7 @@ static bool give_next(unsigned number)
         give_write(number, (uint32_t)disk.filled++);
         return true;
     }
-    disk.seed = workload_mix(disk.seed, disk.given);
+    disk.seed = workload_mix(disk.seed, queue.given);
     uint32_t choice = (uint32_t)(disk.seed >> 8) % 32;
     uint32_t block = (uint32_t)((disk.seed >> 32) % guest.options.disk_blocks);
     bool over = guest.options.disk_writes && disk.changes >= guest.options.disk_writes;
@@ -237,17 +205,17 @@ static bool give_next(unsigned number)
 
 void disk_work(uint64_t requests)
 {
-    uint64_t before = disk.given;
+    uint64_t before = queue.given;
     collect();
     for (unsigned i = 0; i < SLOTS && requests; i++)
-        if (!slots[i].busy && give_next(i))
+        if (!is_busy(i) && give_next(i))
             requests--;
-    if (disk.given != before)
-        virtio_set(disk_device, VIRTIO_QUEUE_NOTIFY, 0);
+    if (queue.given != before)
+        virtio_notify(&queue);
 }
 
 void disk_say(void)
 {
-    say("disk requests %lu writes %lu zeroes %lu reads %lu flushes %lu interrupts %lu", disk.done,
-        disk.writes, disk.zeroes, disk.reads, disk.flushes, disk.interrupts);
+    say("disk requests %lu writes %lu zeroes %lu reads %lu flushes %lu interrupts %lu", queue.done,
+        disk.writes, disk.zeroes, disk.reads, disk.flushes, queue.interrupts);
 }

@@ -10,7 +10,7 @@
 void disk_start(uint64_t address, unsigned irq);
 /* Check what the device has done, and give it at most so many requests more. */
 void disk_work(uint64_t requests);
-/* With each tick: nothing may be with the device for too many of them. */
+/* With each tick: the device interrupts, and keeps nothing for too many of them. */
 void disk_tick(void);
 /* Say what was done so far. */
 void disk_say(void);

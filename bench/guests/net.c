@@ -5,20 +5,12 @@
 #include "guest.h"
 #include "virtio.h"
 
-/*
- * Theory of operation
- *
- * A driver for a network device as small as it can be: only the transmit queue, one descriptor for each
- * frame, whose place in the queue is its place in frames[] ("Virtual I/O Device 1.2", 5.1).
- *
- * Interrupts are counted and nothing else: that there are none although frames were used means that the way
- * of an interrupt was not restored.
- */
+/* A driver for a network device as small as it can be: only the transmit queue, one descriptor for each
+ * frame, whose place in the queue is its place in frames[] ("Virtual I/O Device 1.2", 5.1). */
 
-#define QUEUE          8u /* frames under way */
+#define FRAMES         8u /* under way */
 #define TRANSMIT_QUEUE 1u
 #define NET_DEVICE     1u
-#define DEAF_FRAMES    64u /* used without a single interrupt */
 #define COUNTER_PORT   7000u
 #define SENDER_PORT    7001u
 #define PAYLOAD_MAX    32u
@@ -34,27 +26,10 @@ struct frame {
 #define IP_OFFSET offsetof(struct frame, version)
 _Static_assert(offsetof(struct frame, payload) == 12 + 14 + 20 + 8, "the headers have no holes");
 
-static struct {
-    struct virtio_descriptor descriptors[QUEUE] __attribute__((aligned(16)));
-    struct {
-        uint16_t flags, index, ring[QUEUE], event;
-    } available;
-    struct {
-        uint16_t flags, index;
-        struct {
-            uint32_t id, bytes;
-        } ring[QUEUE];
-        uint16_t event;
-    } used __attribute__((aligned(4)));
-    struct frame frames[QUEUE];
-} queue __attribute__((aligned(4096)));
-
-static struct {
-    uint64_t sent, done, dropped;
-    uint64_t interrupts, deaf; /* as far as was seen; frames used since */
-    bool busy[QUEUE];
-    uint8_t mac[6];
-} net;
+static struct virtio_queue queue = {.name = "network"};
+static struct frame frames[FRAMES];
+static uint64_t dropped;
+static uint8_t our_mac[6];
 
 /* For interrupt_net, in boot.S. */
 uint64_t net_device, net_interrupts;
@@ -63,10 +38,9 @@ void net_start(uint64_t address, unsigned irq)
 {
     net_device = address;
     virtio_negotiate(address, NET_DEVICE, "network device", FEATURE_MAC, 0);
-    for (unsigned i = 0; i < sizeof net.mac; i++)
-        net.mac[i] = *(volatile uint8_t *)(uintptr_t)(address + VIRTIO_CONFIG + i);
-    virtio_queue(address, TRANSMIT_QUEUE, QUEUE, queue.descriptors, &queue.available, &queue.used);
-    virtio_go(address, irq, CPUS_VECTOR_NET);
+    for (unsigned i = 0; i < sizeof our_mac; i++)
+        our_mac[i] = *(volatile uint8_t *)(uintptr_t)(address + VIRTIO_CONFIG + i);
+    virtio_start(&queue, address, TRANSMIT_QUEUE, irq, CPUS_VECTOR_NET);
 }
 
 static void put16(uint8_t *at, unsigned value)
@@ -117,7 +91,7 @@ static uint32_t make_frame(struct frame *frame, uint64_t value)
         .destination = {255, 255, 255, 255},
     };
     unsigned text = put_text(frame->payload, value);
-    memcpy(frame->from, net.mac, sizeof net.mac);
+    memcpy(frame->from, our_mac, sizeof our_mac);
     put16(frame->bytes, 20 + 8 + text);
     put16(frame->source_port, SENDER_PORT);
     put16(frame->destination_port, COUNTER_PORT);
@@ -129,49 +103,31 @@ static uint32_t make_frame(struct frame *frame, uint64_t value)
 /* Take back what the device has done with. */
 static void collect(void)
 {
-    uint16_t index = __atomic_load_n(&queue.used.index, __ATOMIC_ACQUIRE);
-    if ((uint16_t)(index - (uint16_t)net.done) > net.sent - net.done)
-        corrupt("network: %lu frames sent, %lu used, and the device's index is %lu", net.sent, net.done,
-                (uint64_t)index);
-    while ((uint16_t)net.done != index) {
-        uint32_t id = queue.used.ring[net.done % QUEUE].id;
-        if (id >= QUEUE || !net.busy[id])
-            corrupt("network: the device has used frame %lu, which it was not given", (uint64_t)id);
-        net.busy[id] = false;
-        net.done++;
-        net.deaf++;
-    }
-    uint64_t interrupts = __atomic_load_n(&net_interrupts, __ATOMIC_RELAXED);
-    if (interrupts != net.interrupts)
-        net.deaf = 0;
-    net.interrupts = interrupts;
-    if (net.deaf >= DEAF_FRAMES)
-        corrupt("network: %lu frames used without an interrupt", net.deaf);
-    if (virtio_get(net_device, VIRTIO_STATUS) & VIRTIO_STATUS_BROKEN)
-        corrupt("network: the device wants a reset");
+    uint16_t head;
+    while (virtio_take(&queue, &head))
+        ;
+    virtio_check(&queue, __atomic_load_n(&net_interrupts, __ATOMIC_RELAXED));
 }
 
 void net_send(uint64_t value)
 {
     collect();
-    unsigned slot = 0;
-    while (slot < QUEUE && net.busy[slot])
+    uint16_t slot = 0;
+    while (slot < FRAMES && queue.busy[slot])
         slot++;
-    if (slot == QUEUE) {
-        net.dropped++;
+    if (slot == FRAMES) {
+        dropped++;
         return;
     }
-    queue.descriptors[slot].address = (uintptr_t)&queue.frames[slot];
-    queue.descriptors[slot].bytes = make_frame(&queue.frames[slot], value);
-    net.busy[slot] = true;
-    queue.available.ring[net.sent % QUEUE] = (uint16_t)slot;
-    net.sent++;
-    __atomic_store_n(&queue.available.index, (uint16_t)net.sent, __ATOMIC_SEQ_CST);
-    virtio_set(net_device, VIRTIO_QUEUE_NOTIFY, TRANSMIT_QUEUE);
+    queue.descriptors[slot].address = (uintptr_t)&frames[slot];
+    queue.descriptors[slot].bytes = make_frame(&frames[slot], value);
+    virtio_give(&queue, slot);
+    virtio_notify(&queue);
 }
 
 void net_say(void)
 {
     collect();
-    say("net sent %lu used %lu dropped %lu interrupts %lu", net.sent, net.done, net.dropped, net.interrupts);
+    say("net sent %lu used %lu dropped %lu interrupts %lu", queue.given, queue.done, dropped,
+        queue.interrupts);
 }
