@@ -2,6 +2,7 @@
 #include "tests/unit/unit.h"
 
 #include "base/error.h"
+#include "base/scope.h"
 #include "vmm/kvm/feed.h"
 #include "vmm/kvm/source_disks.h"
 
@@ -144,41 +145,52 @@ static void test_content(void **state)
 
 /* --- feeds --- */
 
-static struct {
-    _Atomic unsigned changes, lost;
-    _Atomic uint32_t disk;
+struct told {
+    unsigned changes, lost;
+    uint32_t disk;
     uint64_t offset, bytes;
     enum vmm_disk_op op;
     char first, why[ERROR_TEXT_MAX];
-} told;
+};
+static struct told told;
+static pthread_mutex_t told_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static struct told look(void)
+{
+    scope_lock(&told_lock);
+    return told;
+}
 
 static void on_change(void *ctx, uint32_t disk, enum vmm_disk_op op, uint64_t offset, uint64_t bytes,
                       const void *data)
 {
+    scope_lock(&told_lock);
     assert_ptr_equal(ctx, &told);
-    told.op = op;
-    told.offset = offset;
-    told.bytes = bytes;
-    told.first = data ? *(const char *)data : 0;
-    told.disk = disk;
-    told.changes++;
+    told = (struct told){.changes = told.changes + 1,
+                         .lost = told.lost,
+                         .disk = disk,
+                         .offset = offset,
+                         .bytes = bytes,
+                         .op = op,
+                         .first = data ? *(const char *)data : '\0'};
 }
 
 static void on_lost(void *ctx, uint32_t disk, const char *why)
 {
+    scope_lock(&told_lock);
     assert_ptr_equal(ctx, &told);
+    told.lost++;
     told.disk = disk;
     snprintf(told.why, sizeof told.why, "%s", why);
-    told.lost++;
 }
 
 static const struct vmm_disk_sink sink = {.change = on_change, .lost = on_lost, .ctx = &told};
 
 static void wait_lost(unsigned count)
 {
-    for (unsigned i = 0; told.lost < count && i < 10000; i++)
+    for (unsigned i = 0; look().lost < count && i < 10000; i++)
         usleep(1000);
-    assert_int_equal(told.lost, count);
+    assert_int_equal(look().lost, count);
 }
 
 static void open_feeds(void)
@@ -188,7 +200,7 @@ static void open_feeds(void)
 
 static void begin(void)
 {
-    memset(&told, 0, sizeof told);
+    told = (struct told){0};
     assert_int_equal(guest_disks_open(&fake.disks, &fake.client), 0);
     open_feeds();
 }
@@ -199,16 +211,18 @@ static void test_told(void **state)
     char data[1024] = "data";
     begin();
     assert_int_equal(feed_tell(fake.feeds[1], FEED_WRITE, 512, sizeof data, data), 0);
-    assert_int_equal(told.changes, 1);
-    assert_true(told.disk == 1 && told.op == VMM_DISK_WRITE && told.offset == 512 && told.bytes == 1024 &&
-                told.first == 'd');
+    struct told seen = look();
+    assert_int_equal(seen.changes, 1);
+    assert_true(seen.disk == 1 && seen.op == VMM_DISK_WRITE && seen.offset == 512 && seen.bytes == 1024 &&
+                seen.first == 'd');
     assert_int_equal(feed_tell(fake.feeds[0], FEED_DISCARD, 524288, 524288, NULL), 0);
-    assert_true(told.disk == 0 && told.op == VMM_DISK_DISCARD && told.first == 0);
+    seen = look();
+    assert_true(seen.disk == 0 && seen.op == VMM_DISK_DISCARD && seen.first == '\0');
     source_disks_close(&fake.source, &fake.client);
     assert_int_equal(fake.silenced, 2);
-    assert_int_equal(told.lost, 0); /* it was our wish */
+    assert_int_equal(look().lost, 0); /* it was our wish */
     assert_true(feed_tell(fake.feeds[0], FEED_ZERO, 0, 512, NULL) < 0);
-    assert_int_equal(told.changes, 2);
+    assert_int_equal(look().changes, 2);
 }
 
 /* Each way to lose a disk is told once, and what was not lost stays as it is when all are opened anew. */
@@ -219,8 +233,8 @@ static void test_lost(void **state)
     int before = fake.feeds[0], lost = fake.feeds[1];
     assert_int_equal(feed_tell_lost(lost, "no room"), 0);
     wait_lost(1);
-    assert_string_equal(told.why, "no room");
-    assert_int_equal(told.disk, 1);
+    assert_string_equal(look().why, "no room");
+    assert_int_equal(look().disk, 1);
     assert_true(feed_tell(lost, FEED_ZERO, 0, 512, NULL) < 0);
     open_feeds();
     assert_int_equal(fake.feeds[0], before);
@@ -234,7 +248,7 @@ static void test_lost(void **state)
     close(fake.feeds[1]); /* the VMM ends it, or ends */
     fake.feeds[1] = -1;
     wait_lost(3);
-    assert_int_equal(told.changes, 1);
+    assert_int_equal(look().changes, 1);
 }
 
 int main(void)
