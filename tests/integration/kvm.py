@@ -101,4 +101,4 @@ class Control:
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
 
     def greet(self):
-        return self(self.HELLO, 1)
+        return self(self.HELLO, 2)

@@ -28,7 +28,7 @@
  * happens.
  */
 
-#define CONTROL_VERSION 1u
+#define CONTROL_VERSION 2u
 
 enum control_op {
     CONTROL_LOOK = 1, /* only the phase; from anybody */

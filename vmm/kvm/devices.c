@@ -15,7 +15,7 @@
 #define HELD_BYTES (1u << 20)
 
 /* Lines of the PICs, too, so that a guest without an IOAPIC's table finds them. */
-static const unsigned gsis[] = {5, 6, 7, 10, 11, 14, 15, 12, 3};
+static const unsigned gsis[] = {5, 6, 7, 10, 11, 12, 14, 15, 3};
 static_assert(array_length(gsis) == DEVICES_NETS_MAX + 1 + IMAGES_MAX, "a line for each");
 
 struct devices {

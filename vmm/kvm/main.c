@@ -84,7 +84,7 @@ static int parse(int argc, char **argv, struct options *ret_options)
         {"memory", required_argument, NULL, 'm'},  {"cpus", required_argument, NULL, 'c'},
         {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
         {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
-        {"disk", required_argument, NULL, 'd'},    {"incoming", no_argument, NULL, 'i'},
+        {"disk", required_argument, NULL, 'b'},    {"incoming", no_argument, NULL, 'i'},
         {"help", no_argument, NULL, 'h'},          {0}};
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
@@ -121,7 +121,7 @@ static int parse(int argc, char **argv, struct options *ret_options)
         case 'r':
             options.devices.rng = true;
             break;
-        case 'd':
+        case 'b':
             if (!images_parse(&options.devices.images, optarg))
                 return refuse("disk", optarg,
                               "4 of PATH, with ,ro and ,id=NAME behind it, each name once and of at most 20 "
