@@ -90,7 +90,7 @@ def test_engine_killed(run):
     for point in "disk-change@20", f"capture-paused@{PRIMARY['capture-paused']}", "capture-copied@3":
         engine = pair.protect(protected=False, faults=[f"{point}=kill"])
         engine.wait(40)
-        pair.wait_passes("alpha", 1)
+        pair.wait_passes("alpha")
     pair.protect()
     wait_for("the guest has written all", 60, lambda: said(pair, "alpha")["writes"] + said(pair, "alpha")["zeroes"] >=
              300 or pair.serial("alpha").corrupt(), pair.story)
@@ -123,7 +123,9 @@ def test_engine_stands_still(run):
     engine = pair.engines["alpha"]
     engine.signal(signal.SIGSTOP)
     try:
-        pair.wait_passes("alpha", 1)
+        wait_for("the VMM gives the engine up", 40,
+                 lambda: "not told any more" in open(pair.log("alpha-vmm")).read(), pair.story, every=0.2)
+        pair.wait_passes("alpha")
     finally:
         engine.signal(signal.SIGCONT)
     wait_for("the loss is told", 20, lambda: (pair.status("alpha") or {}).get("disks", {}).get("lost"), pair.story)
