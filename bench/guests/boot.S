@@ -19,8 +19,8 @@
 #define MSR_EFER   0xc0000080
 #define EFER_LME   0x100
 #define APIC_EOI   0xfee000b0
-#define NET_STATUS 0x60 /* virtio over MMIO: InterruptStatus */
-#define NET_ACK    0x64
+#define VIRTIO_INTERRUPT 0x60 /* over MMIO: InterruptStatus */
+#define VIRTIO_ACK       0x64
 #define CPU_TIMER  32 /* of timer in struct guest_cpu */
 
     .section .note.pvh, "a", @note
@@ -157,20 +157,24 @@ interrupt_timer:
 interrupt_spurious:
     iretq
 
-/* The network device has done something: take its reasons away from it, and count. */
-    .globl interrupt_net
-interrupt_net:
+/* A virtio device has done something: take its reasons away from it, and count. */
+    .macro interrupt_virtio name
+    .globl interrupt_\name
+interrupt_\name:
     push %rax
     push %rdx
-    mov net_device, %rdx
-    mov NET_STATUS(%rdx), %eax
-    mov %eax, NET_ACK(%rdx)
-    incq net_interrupts
+    mov \name\()_device, %rdx
+    mov VIRTIO_INTERRUPT(%rdx), %eax
+    mov %eax, VIRTIO_ACK(%rdx)
+    incq \name\()_interrupts
     mov $APIC_EOI, %eax
     movl $0, (%rax)
     pop %rdx
     pop %rax
     iretq
+    .endm
+    interrupt_virtio net
+    interrupt_virtio disk
 
     .section .rodata
     .balign 8

@@ -22,7 +22,6 @@
 #define ICR_STARTUP     0x4600u
 #define MSR_GS_BASE     0xc0000101u
 #define VECTOR_TIMER    0x40
-#define VECTOR_NET      0x41
 #define VECTOR_SPURIOUS 0xff
 #define IOAPIC          0xfec00000u /* its index register, and the one that is chosen by it */
 #define IOAPIC_WINDOW   0xfec00010u
@@ -44,7 +43,7 @@ struct gate {
 
 /* boot.S */
 extern const char ap_start[], ap_end[], exceptions[], interrupt_timer[], interrupt_spurious[],
-    interrupt_net[];
+    interrupt_net[], interrupt_disk[];
 extern uint64_t page_pointers[512], page_directories[MEMORY_GIB_MAX][512];
 void cpus_exception(uint64_t vector, uint64_t code, uint64_t ip, uint64_t address) __attribute__((noreturn));
 uint64_t ap_stack, ap_number;
@@ -88,7 +87,8 @@ void cpus_ready(unsigned cpu)
         for (unsigned i = 0; i < EXCEPTIONS; i++)
             gate_set(i, (uintptr_t)exceptions + (uintptr_t)i * EXCEPTION_BYTES);
         gate_set(VECTOR_TIMER, (uintptr_t)interrupt_timer);
-        gate_set(VECTOR_NET, (uintptr_t)interrupt_net);
+        gate_set(CPUS_VECTOR_NET, (uintptr_t)interrupt_net);
+        gate_set(CPUS_VECTOR_DISK, (uintptr_t)interrupt_disk);
         gate_set(VECTOR_SPURIOUS, (uintptr_t)interrupt_spurious);
         outb(0x21, 0xff); /* nobody hears the old interrupt controllers */
         outb(0xa1, 0xff);
@@ -174,10 +174,10 @@ static void ioapic_write(unsigned index, uint32_t value)
     *(volatile uint32_t *)(uintptr_t)IOAPIC_WINDOW = value;
 }
 
-void cpus_route(unsigned irq)
+void cpus_route(unsigned irq, unsigned vector)
 {
     ioapic_write(IOAPIC_PINS + 2 * irq + 1, 0); /* to the APIC with id 0 */
-    ioapic_write(IOAPIC_PINS + 2 * irq, VECTOR_NET);
+    ioapic_write(IOAPIC_PINS + 2 * irq, vector);
 }
 
 void cpus_map(uint64_t end)

@@ -13,8 +13,10 @@ void cpus_ready(unsigned cpu);
 void cpus_start(unsigned count);
 /* Let this vCPU's timer interrupt, hz times a second; each adds one to guest_cpu.timer. */
 void cpus_timer(unsigned hz);
-/* Let pin `irq` of the IO APIC interrupt the first vCPU, for net.c. */
-void cpus_route(unsigned irq);
+/* Let pin `irq` of the IO APIC interrupt the first vCPU: interrupt_net or interrupt_disk of boot.S. */
+#define CPUS_VECTOR_NET  0x41u
+#define CPUS_VECTOR_DISK 0x42u
+void cpus_route(unsigned irq, unsigned vector);
 /* Map memory up to `end`, at most 64 GiB, one to one. 4 GiB are from the beginning. */
 void cpus_map(uint64_t end);
 /* Reset the machine. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cpus.h"
+#include "disk.h"
 #include "guest.h"
 #include "io.h"
 #include "net.h"
@@ -86,6 +87,8 @@ void guest_main(const struct start_info *info)
     cpus_start((unsigned)guest.options.cpus);
     if (guest.options.net)
         net_start(guest.options.net, guest.options.net_irq);
+    if (guest.options.disk)
+        disk_start(guest.options.disk, guest.options.disk_irq);
     announce();
     __atomic_store_n(&go, true, __ATOMIC_RELEASE);
     guest_cpu_main(0);

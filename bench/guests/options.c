@@ -134,6 +134,14 @@ static bool set(struct options *options, struct value key, struct value value, u
         return number(value, 1, cpus_max, &options->cpus);
     if (is(key, "net"))
         return place(value, &options->net, &options->net_irq);
+    if (is(key, "disk"))
+        return place(value, &options->disk, &options->disk_irq);
+    if (is(key, "disk_rate"))
+        return rate(value, &options->disk_rate);
+    if (is(key, "disk_blocks"))
+        return number(value, 16, OPTIONS_DISK_MAX, &options->disk_blocks);
+    if (is(key, "disk_writes"))
+        return number(value, 1, UINT32_MAX, &options->disk_writes);
     if (is(key, "fill"))
         return flag(value, &options->fill);
     if (is(key, "oracle"))
@@ -167,6 +175,8 @@ void options_default(struct options *options)
         .tick_ms = 100,
         .irq_hz = 250,
         .cpus = 1,
+        .disk_rate = 100,
+        .disk_blocks = 256,
         .block = "pc.ram",
     };
 }

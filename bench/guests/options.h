@@ -14,6 +14,7 @@
 #define OPTIONS_UNLIMITED  UINT64_MAX
 #define OPTIONS_RATE_MAX   100000000u
 #define OPTIONS_BLOCK_SIZE 32u
+#define OPTIONS_DISK_MAX   4096u
 
 struct options {
     uint64_t bytes; /* mem */
@@ -30,6 +31,11 @@ struct options {
     enum workload_data data;
     uint64_t net; /* address of the virtio network device; 0: none */
     unsigned net_irq;
+    uint64_t disk; /* the same of the virtio disk */
+    unsigned disk_irq;
+    uint64_t disk_rate;   /* requests a second; OPTIONS_UNLIMITED; 0: none */
+    uint64_t disk_blocks; /* of 4 KiB, that are written and read */
+    uint64_t disk_writes; /* so many writes, and then nothing but reads; 0: no end */
     bool fill;
     bool oracle;
     bool avx;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "disk.h"
 #include "guest.h"
 #include "io.h"
 #include "net.h"
@@ -40,7 +41,7 @@ struct worker {
     unsigned cpu;
     struct guest_cpu *told;
     struct workload_walk walk;
-    struct account writing, checking;
+    struct account writing, checking, disk;
     uint64_t writes, steps, checks, digest; /* writes that fill=on makes are no steps */
     uint64_t check_first, check_count, check_at, passes;
     uint64_t looked, deaf, timer;
@@ -205,12 +206,16 @@ static void say_progress(void)
         us(__atomic_exchange_n(&shared.recent_gap, 0, __ATOMIC_RELAXED)), us(longest));
     if (guest.options.net)
         net_say();
+    if (guest.options.disk)
+        disk_say();
 }
 
 /* The first vCPU counts, and speaks for all. */
 static void count_and_tell(struct worker *w)
 {
     volatile struct guest_header *header = (volatile struct guest_header *)(uintptr_t)GUEST_HEADER;
+    if (guest.options.disk)
+        disk_work(allowance(&w->disk, w->looked));
     if (w->looked - w->counted >= guest.tsc_khz) {
         w->counted = w->looked;
         header->counter = header->counter + 1;
@@ -232,6 +237,8 @@ static void count_and_tell(struct worker *w)
         say("tick %lu ok %lu", header->counter, total(offsetof(struct guest_cpu, checks)));
         if (guest.options.net)
             net_send(header->counter);
+        if (guest.options.disk)
+            disk_tick();
         if (++w->ticks % PROGRESS_EACH == 0)
             say_progress();
     }
@@ -286,6 +293,7 @@ static void worker_start(struct worker *w, unsigned cpu)
         .walk = {.hot = guest.options.hot, .order = guest.options.order},
         .writing = {.rate = guest.options.rate, .since = now},
         .checking = {.rate = guest.options.check, .since = now},
+        .disk = {.rate = guest.options.disk_rate, .since = now},
         .check_first = slice_first(next),
         .check_count = slice_first(next + 1) - slice_first(next),
         .looked = now,

@@ -34,11 +34,18 @@ def need_kvm(run):
 
 
 class KvmPair(Pair):
-    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), **options):
-        """`more`: further options of the VMM's."""
+    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), images=(), **options):
+        """`more`: further options of the VMM's; `images`: sizes of disks in MiB, empty on both hosts."""
         need_kvm(run)
-        self.words, self.more = words, more
+        self.words, self.more, self.images = words, more, images
         super().__init__(run, memory=memory, smp=smp, **options)
+        for host in "alpha", "beta":
+            for index, mib in enumerate(images):
+                with open(self.image(host, index), "wb") as file:
+                    file.truncate(mib << 20)
+
+    def image(self, host, index=0):
+        return self.path(f"{host}-disk{index}.img")
 
     def guest_keys(self, host):
         return {"vmm": self.path(f"{host}.vmm"), "command": " ".join(self.vmm_command(host)),
@@ -49,7 +56,8 @@ class KvmPair(Pair):
         return argv + ["--kernel", bare_image(self.run.build),
                        "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
                        "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
-                       "--serial", self.path(f"{host}.serial"), *self.more]
+                       "--serial", self.path(f"{host}.serial"), *self.more,
+                       *(word for index in range(len(self.images)) for word in ("--disk", self.image(host, index)))]
 
     def start_guest(self, ticks=2, seconds=30):
         argv = [word.strip("'") for word in self.vmm_command("alpha")]
@@ -71,7 +79,7 @@ class KvmPair(Pair):
 
 class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
-    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
+    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT, DISKS, TELL = range(1, 15)
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
     HEAD = struct.Struct("=IIiIQQQ")
 
@@ -99,4 +107,4 @@ class Control:
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
 
     def greet(self):
-        return self(self.HELLO, 1)
+        return self(self.HELLO, 2)

@@ -247,7 +247,29 @@ def test_network_interrupts_lost(run):
     bare = Bare(run, "mem=128K tick=5 net=0xfeb00e00:9", machine="microvm,ioapic2=off", arguments=[
         "-global", "virtio-mmio.force-legacy=false", "-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net"])
     found = bare.start().wait_corrupt()
-    check("CORRUPT network: 64 frames used without an interrupt" in found, found)
+    check("CORRUPT network: 64 requests done without an interrupt" in found, found)
+
+
+def test_disk(run):
+    """The disk of another VMM does what its driver wants, and one that somebody spoils is found."""
+    image = os.path.join(run.directory, "disk.img")
+    with open(image, "wb") as file:
+        file.truncate(1 << 20)
+    bare = Bare(run, "mem=128K tick=20 disk=0xfeb00e00:23 disk_rate=max disk_blocks=16 disk_writes=500",
+                machine="microvm,ioapic2=off", arguments=[
+                    "-global", "virtio-mmio.force-legacy=false", "-device", "virtio-blk-device,drive=disk",
+                    "-drive", f"if=none,id=disk,format=raw,file={image},file.locking=off"]).start()
+    done = r"^disk requests (\d+) writes (\d+) zeroes (\d+) reads (\d+) flushes (\d+) interrupts (\d+)\r?$"
+    bare.wait("500 changes and two passes of reads since",
+              lambda: len(re.findall(r"^disk pass", bare.serial().text(), re.M)) > 2 and
+              any(int(words[1]) + int(words[2]) == 500 for words in re.findall(done, bare.serial().text(), re.M)))
+    words = [int(word) for word in re.findall(done, bare.serial().text(), re.M)[-1]]
+    check(all(words), f"never: {words}")
+    with open(image, "r+b") as file:
+        file.seek(5 * PAGE + 1000)
+        file.write(b"spoilt")
+    found = bare.wait_corrupt()
+    check("CORRUPT disk: block 5 is torn" in found, found)
 
 
 def test_refuses(run):

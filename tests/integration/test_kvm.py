@@ -213,7 +213,7 @@ def test_check(run):
 
 def test_confinement(run):
     """No thread of the VMM may do more than serve the guest."""
-    pair = KvmPair(run, smp=2).start_guest(ticks=1)
+    pair = KvmPair(run, smp=2, images=(1,)).start_guest(ticks=1)
     pid = pair.qemu.pid
     tasks = os.listdir(f"/proc/{pid}/task")
     check(len(tasks) >= 3, f"threads {tasks}")
@@ -236,7 +236,7 @@ def test_one_engine(run):
         code, phase, text = visitor.greet()
         check(code == -errno.EBUSY and "another engine" in text, f"a second engine: {code} {text}")
         check(visitor(Control.LOOK)[:2] in ((0, Control.RUNNING), (0, Control.PAUSED)), "a look is refused")
-        for operation in Control.PAUSE, Control.HOLD, Control.TRACK, Control.LOAD:
+        for operation in (Control.PAUSE, Control.HOLD, Control.TRACK, Control.LOAD, Control.DISKS, Control.TELL):
             code, _, text = visitor(operation)
             check(code == -errno.EPERM, f"operation {operation} by a visitor: {code} {text}")
         check(visitor(Control.RETIRE)[0] == -errno.EADDRINUSE, "a guest with an engine is ended")

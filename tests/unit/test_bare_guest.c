@@ -197,6 +197,7 @@ static void words_are_understood(void **state)
     assert_true(parse(&o, ""));
     assert_true(parse(&o, "  mem=16M rate=max check=0 cpus=4\thot=9 order=hot write=line data=zero steps=70 "
                           "tick=250 irq=0 tsc=2500000 fill=on oracle=on avx=on block=ram0 net=0xd0000000:5 "
+                          "disk=0xd0000200:12 disk_rate=max disk_blocks=16 disk_writes=9 "
                           "virtio_mmio.device=512@0xfeb00e00:12\n"));
     assert_int_equal(o.bytes, 16 << 20);
     assert_int_equal(o.rate, OPTIONS_UNLIMITED);
@@ -213,6 +214,11 @@ static void words_are_understood(void **state)
     assert_true(o.fill && o.oracle && o.avx);
     assert_int_equal(o.net, 0xd0000000);
     assert_int_equal(o.net_irq, 5);
+    assert_int_equal(o.disk, 0xd0000200);
+    assert_int_equal(o.disk_irq, 12);
+    assert_int_equal(o.disk_rate, OPTIONS_UNLIMITED);
+    assert_int_equal(o.disk_blocks, 16);
+    assert_int_equal(o.disk_writes, 9);
     assert_string_equal(o.block, "ram0");
     assert_true(parse(&o, "mem=4096 mem=1G")); /* the last one counts */
     assert_int_equal(o.bytes, 1 << 30);
@@ -254,6 +260,10 @@ static void other_words_are_named(void **state)
                          "net=0x1:5",
                          "net=0x:5",
                          "net=0xd0000000:",
+                         "disk=0xd0000000",
+                         "disk_blocks=15",
+                         "disk_blocks=4097",
+                         "disk_writes=0",
                          "block=",
                          "block=a-name-that-has-more-characters-than-there-is-room-for"};
     for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -69,6 +69,7 @@ static void what_is_needed(void)
     expect(getpid() > 0);
     /* It is let through: what is refused is the descriptor. */
     expect(ioctl(-1, KVM_RUN, 0) == -1 && errno == EBADF);
+    expect(shutdown(-1, SHUT_RDWR) == -1 && errno == EBADF);
     free(malloc(1 << 20));
     expect(kill(getpid(), 0) == -1 && errno == EPERM);
 }

@@ -4,6 +4,9 @@
 #include "vmm/kvm/devices.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 static void test_parse_net(void **state)
 {
@@ -46,8 +49,35 @@ static void test_command_line(void **state)
     devices_free(devices);
 }
 
+/* Disks come behind all else, each with a line of its own. */
+static void test_disks(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/kvm-devices.XXXXXX", argument[64];
+    int fd = mkstemp(path);
+    assert_true(fd >= 0 && ftruncate(fd, 4096) == 0);
+    struct devices_wanted wanted = {.rng = true};
+    struct devices *devices;
+    char line[200] = "quiet";
+    for (unsigned i = 0; i < IMAGES_MAX; i++) {
+        snprintf(argument, sizeof argument, "%s,ro,id=d%u", path, i);
+        assert_true(images_parse(&wanted.images, argument));
+    }
+    assert_int_equal(devices_open(&devices, &wanted), 0);
+    assert_non_null(strstr(devices_description(devices), "virtio-block 1 is d0, discards nothing\n"));
+    assert_int_equal(devices_command_line(devices, line, sizeof line), 0);
+    assert_string_equal(line, "quiet virtio_mmio.device=512@0xd0000000:5 virtio_mmio.device=512@0xd0000200:6 "
+                              "virtio_mmio.device=512@0xd0000400:7 virtio_mmio.device=512@0xd0000600:10 "
+                              "virtio_mmio.device=512@0xd0000800:11");
+    devices_stop(devices);
+    devices_free(devices);
+    close(fd);
+    unlink(path);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_parse_net), cmocka_unit_test(test_command_line)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_parse_net), cmocka_unit_test(test_command_line),
+                                       cmocka_unit_test(test_disks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -68,7 +68,7 @@ static int receive(struct client *client, struct control_message *ret_message, i
                    unsigned *ret_count)
 {
     int r =
-        control_receive(client->fd, false, ret_message, ret_fds, CONTROL_HELLO_FDS, ret_count, MSG_DONTWAIT);
+        control_receive(client->fd, false, ret_message, ret_fds, CONTROL_FDS_MAX, ret_count, MSG_DONTWAIT);
     if (r == 0 && ret_message->op != CONTROL_EVENT)
         return 1;
     while (r == 0 && *ret_count)
@@ -84,7 +84,7 @@ static int receive(struct client *client, struct control_message *ret_message, i
 enum vmm_event client_event(struct client *client)
 {
     struct control_message message;
-    int fds[CONTROL_HELLO_FDS], r = 0;
+    int fds[CONTROL_FDS_MAX], r = 0;
     unsigned count = 0;
     while (r >= 0 && !client->over && (r = receive(client, &message, fds, &count)) > 0)
         while (count) /* the answer to a call that was not waited for any longer */
@@ -119,13 +119,14 @@ static int await(struct client *client, uint32_t sequence, struct control_messag
     }
 }
 
-static int call(struct client *client, enum control_op op, uint64_t argument,
-                struct control_message *ret_answer, int *ret_fds, unsigned *ret_count)
+/* `give`: a descriptor that goes along, or -1. */
+static int call(struct client *client, enum control_op op, uint64_t argument, int give,
+                struct control_message *ret_answer, int ret_fds[CONTROL_FDS_MAX], unsigned *ret_count)
 {
     struct control_message request = {.op = op, .sequence = ++client->sequence, .value = argument};
     if (client->over)
         return error_set(-ECONNRESET, "VMM %d is gone", client->pid);
-    int r = control_send(client->fd, &request, NULL, 0, MSG_DONTWAIT);
+    int r = control_send(client->fd, &request, &give, give >= 0, MSG_DONTWAIT);
     if (r == 0)
         r = await(client, request.sequence, ret_answer, ret_fds, ret_count);
     if (r < 0)
@@ -136,17 +137,47 @@ static int call(struct client *client, enum control_op op, uint64_t argument,
     return error_set(ret_answer->code, "VMM %d: %s", client->pid, ret_answer->text);
 }
 
+static void close_all(int *fds, unsigned count)
+{
+    while (count)
+        close(fds[--count]);
+}
+
 int client_call(struct client *client, enum control_op op, uint64_t argument,
                 struct control_message *ret_answer)
 {
     struct control_message answer;
-    int fds[CONTROL_HELLO_FDS];
+    int fds[CONTROL_FDS_MAX];
     unsigned count = 0;
-    int r = call(client, op, argument, &answer, fds, &count);
-    while (count)
-        close(fds[--count]);
+    int r = call(client, op, argument, -1, &answer, fds, &count);
+    close_all(fds, count);
     if (r == 0 && ret_answer)
         *ret_answer = answer;
+    return r;
+}
+
+int client_give(struct client *client, enum control_op op, uint64_t argument, int fd)
+{
+    struct control_message answer;
+    int fds[CONTROL_FDS_MAX];
+    unsigned count = 0;
+    int r = call(client, op, argument, fd, &answer, fds, &count);
+    close_all(fds, count);
+    return r;
+}
+
+int client_fetch(struct client *client, enum control_op op, unsigned expected, int *ret_fds)
+{
+    struct control_message answer;
+    int fds[CONTROL_FDS_MAX];
+    unsigned count = 0;
+    int r = call(client, op, 0, -1, &answer, fds, &count);
+    if (r == 0 && count != expected)
+        r = error_set(-EBADMSG, "VMM %d: %u descriptors, %u are expected", client->pid, count, expected);
+    if (r < 0)
+        close_all(fds, count);
+    else
+        memcpy(ret_fds, fds, count * sizeof *fds);
     return r;
 }
 
@@ -191,9 +222,9 @@ static int take_over(struct client *client, const struct control_message *hello,
 int client_greet(struct client *client, bool writable)
 {
     struct control_message hello;
-    int fds[CONTROL_HELLO_FDS];
+    int fds[CONTROL_FDS_MAX];
     unsigned count = 0;
-    int r = call(client, CONTROL_HELLO, CONTROL_VERSION, &hello, fds, &count);
+    int r = call(client, CONTROL_HELLO, CONTROL_VERSION, -1, &hello, fds, &count);
     if (r == 0 && count != CONTROL_HELLO_FDS)
         r = error_set(-EBADMSG, "VMM %d: %u descriptors, %d are expected", client->pid, count,
                       CONTROL_HELLO_FDS);
@@ -203,8 +234,7 @@ int client_greet(struct client *client, bool writable)
         client->memory_fd = fds[0];
         fds[0] = fds[--count];
     }
-    while (count)
-        close(fds[--count]);
+    close_all(fds, count);
     return r;
 }
 

@@ -40,6 +40,10 @@ void client_close(struct client *client);
  * may still happen. */
 int client_call(struct client *client, enum control_op op, uint64_t argument,
                 struct control_message *ret_answer);
+/* The same with a descriptor of ours that goes along, or with exactly `expected` of the VMM's that come, the
+ * caller's to close. */
+int client_give(struct client *client, enum control_op op, uint64_t argument, int fd);
+int client_fetch(struct client *client, enum control_op op, unsigned expected, int *ret_fds);
 
 /* The next event; VMM_EVENT_NONE when there is none. */
 enum vmm_event client_event(struct client *client);

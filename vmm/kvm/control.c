@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #define PAGE       4096u
-#define FDS_MAX    4
 #define BITS_BYTES 8u
 
 int control_parse(const void *packet, size_t bytes, bool asks, struct control_message *ret_message)
@@ -51,7 +50,7 @@ int control_send(int fd, const struct control_message *message, const int *fds, 
     struct iovec part = {.iov_base = (void *)(uintptr_t)message, .iov_len = control_bytes(message)};
     union {
         struct cmsghdr head;
-        char bytes[CMSG_SPACE(FDS_MAX * sizeof(int))];
+        char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
     } control = {0};
     struct msghdr head = {.msg_iov = &part, .msg_iovlen = 1};
     if (count) {
@@ -93,7 +92,7 @@ int control_receive(int fd, bool asks, struct control_message *ret_message, int 
     struct iovec part = {.iov_base = &packet, .iov_len = sizeof packet};
     union {
         struct cmsghdr head;
-        char bytes[CMSG_SPACE(FDS_MAX * sizeof(int))];
+        char bytes[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))];
     } control;
     struct msghdr head = {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};

@@ -28,7 +28,7 @@
  * happens.
  */
 
-#define CONTROL_VERSION 1u
+#define CONTROL_VERSION 2u
 
 enum control_op {
     CONTROL_LOOK = 1, /* only the phase; from anybody */
@@ -44,6 +44,10 @@ enum control_op {
     CONTROL_RETIRE,   /* end a guest that is held; from anybody, while there is no engine but who asks.
                          -EADDRINUSE: it is   not */
     CONTROL_EVENT,    /* from the VMM, with sequence 0; value: enum vmm_event */
+    CONTROL_DISKS, /* a descriptor of each disk that the description lists, in its order: while the VMM waits
+                      for a state, for filling the disk; of a guest that runs, for reading it */
+    CONTROL_TELL,  /* argument: a disk's number; with a socket: tell of its changes there (feed.h); without
+                      one: no more */
     CONTROL_OPS,
 };
 
@@ -69,6 +73,7 @@ struct control_message {
 
 #define CONTROL_HEAD      offsetof(struct control_message, text)
 #define CONTROL_HELLO_FDS 2 /* the memory; the shared memfd */
+#define CONTROL_FDS_MAX   4 /* with any packet */
 
 /* Check a packet of a request (`asks`) or an answer or event. -EBADMSG with what is wrong. */
 int control_parse(const void *packet, size_t bytes, bool asks, struct control_message *ret_message);

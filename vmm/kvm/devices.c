@@ -15,8 +15,8 @@
 #define HELD_BYTES (1u << 20)
 
 /* Lines of the PICs, too, so that a guest without an IOAPIC's table finds them. */
-static const unsigned gsis[] = {5, 6, 7, 10, 11};
-static_assert(array_length(gsis) == DEVICES_NETS_MAX + 1, "a line for each");
+static const unsigned gsis[] = {5, 6, 7, 10, 11, 12, 14, 15, 3};
+static_assert(array_length(gsis) == DEVICES_NETS_MAX + 1 + IMAGES_MAX, "a line for each");
 
 struct devices {
     struct devices_wanted wanted;
@@ -24,7 +24,8 @@ struct devices {
     struct device *nets[DEVICES_NETS_MAX];
     struct io *io;
     struct output *output;
-    char description[DEVICES_NETS_MAX * LINE];
+    struct images *images;
+    char description[DEVICES_NETS_MAX * LINE + IMAGES_MAX * 2 * LINE];
 };
 
 bool devices_parse_net(struct devices_wanted *wanted, const char *text)
@@ -46,9 +47,15 @@ bool devices_parse_net(struct devices_wanted *wanted, const char *text)
     return true;
 }
 
-static unsigned count_of(const struct devices *devices)
+/* Disks come last. */
+static unsigned first_disk(const struct devices *devices)
 {
     return devices->wanted.net_count + devices->wanted.rng;
+}
+
+static unsigned count_of(const struct devices *devices)
+{
+    return first_disk(devices) + devices->wanted.images.count;
 }
 
 /* The output of a device is held by the engine's gate at its tap (docs/gates.md): here it passes. */
@@ -69,10 +76,14 @@ static int open_all(struct devices *devices)
         if (devices->taps[i] < 0)
             return devices->taps[i];
     }
-    if (!count_of(devices))
-        return 0;
+    int r = images_open(&devices->images, &devices->wanted.images);
+    if (r == 0)
+        r = images_describe(devices->images, first_disk(devices), devices->description,
+                            sizeof devices->description);
+    if (r < 0 || !count_of(devices))
+        return r;
     const struct output_events events = {.waiting = nothing, .full = nothing};
-    int r = io_new(&devices->io);
+    r = io_new(&devices->io);
     return r < 0 ? r : output_new(&devices->output, devices->io, HELD_BYTES, &events);
 }
 
@@ -120,9 +131,14 @@ static int add(struct devices *devices, struct machine *machine, unsigned index)
                                        .instance = index};
     struct device *device = NULL;
     bool net = index < devices->wanted.net_count;
-    int r = net ? virtio_net_new(&device, &place, devices->taps[index], devices->wanted.nets[index].mac,
-                                 devices->output)
-                : virtio_rng_new(&device, &place);
+    int r;
+    if (net)
+        r = virtio_net_new(&device, &place, devices->taps[index], devices->wanted.nets[index].mac,
+                           devices->output);
+    else if (index < first_disk(devices))
+        r = virtio_rng_new(&device, &place);
+    else
+        r = images_new_device(devices->images, index - first_disk(devices), &place, &device);
     if (r < 0)
         return r;
     if (net)
@@ -149,8 +165,15 @@ void devices_announce(struct devices *devices)
         virtio_net_announce(devices->nets[i]);
 }
 
+struct images *devices_images(struct devices *devices)
+{
+    return devices->images;
+}
+
 void devices_stop(struct devices *devices)
 {
+    if (devices && devices->images)
+        images_tell_nobody(devices->images);
     if (devices && devices->io)
         io_stop(devices->io);
 }
@@ -161,6 +184,7 @@ void devices_free(struct devices *devices)
         return;
     output_free(devices->output);
     io_free(devices->io);
+    images_free(devices->images);
     for (unsigned i = 0; i < DEVICES_NETS_MAX; i++)
         if (devices->taps[i] >= 0)
             close(devices->taps[i]);

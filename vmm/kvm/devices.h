@@ -2,11 +2,12 @@
 #ifndef UNDERSTUDY_VMM_KVM_DEVICES_H
 #define UNDERSTUDY_VMM_KVM_DEVICES_H
 
+#include "vmm/kvm/images.h"
 #include "vmm/kvm/machine.h"
 
 /*
  * The virtio devices that the command line asks for: where they lie in the guest, and what they are on the
- * host. Network interfaces come first, in the order in which they are asked for.
+ * host. Network interfaces come first and disks last, in the order in which they are asked for.
  */
 #define DEVICES_NETS_MAX 4
 
@@ -17,6 +18,7 @@ struct devices_wanted {
     } nets[DEVICES_NETS_MAX];
     unsigned net_count;
     bool rng;
+    struct images_wanted images;
 };
 
 /* "TAP" or "TAP,MAC"; without one, 52:54:00:75:73:NN. False: it is neither, or one too many. */
@@ -34,6 +36,9 @@ int devices_command_line(const struct devices *devices, char *command_line, size
 
 /* Put them on the machine's bus and start their thread. */
 int devices_add(struct devices *devices, struct machine *machine);
+
+/* Of the disks; theirs as long as they live. */
+struct images *devices_images(struct devices *devices);
 
 /* Tell the network where the guest is now. */
 void devices_announce(struct devices *devices);

@@ -33,6 +33,19 @@ int kvm_guest_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count
     return 0;
 }
 
+void kvm_guest_describe(const struct kvm_guest *guest, struct vmm_block *block, bool mapped,
+                        struct vmm_description *ret_description)
+{
+    client_describe(&guest->client, block, mapped, ret_description);
+    ret_description->disks = guest->disks.list;
+    ret_description->disk_count = guest->disks.count;
+}
+
+int kvm_guest_disk_read(struct vmm *vmm, uint32_t disk, uint64_t offset, size_t bytes, void *to)
+{
+    return guest_disks_read(&of(vmm)->disks, disk, offset, bytes, to);
+}
+
 int kvm_guest_event_fd(struct vmm *vmm)
 {
     /* A connection that has ended is always readable, and has been told of. */

@@ -28,7 +28,8 @@ struct options {
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
+    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng]\n"
+    "                      [--disk PATH[,ro][,id=NAME]]... [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --cmdline TEXT    its command line\n"
@@ -38,6 +39,9 @@ static const char help[] =
     "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
+    "  --disk PATH[,ro][,id=NAME]\n"
+    "                    a disk (virtio) on this raw file or block device; ro: the guest only reads it;\n"
+    "                    NAME on both hosts (default: disk0, disk1 ...); at most 4\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
@@ -75,17 +79,13 @@ static int refuse(const char *option, const char *value, const char *allowed)
 /* -1: go on. */
 static int parse(int argc, char **argv, struct options *ret_options)
 {
-    static const struct option names[] = {{"kernel", required_argument, NULL, 'k'},
-                                          {"cmdline", required_argument, NULL, 'a'},
-                                          {"memory", required_argument, NULL, 'm'},
-                                          {"cpus", required_argument, NULL, 'c'},
-                                          {"control", required_argument, NULL, 's'},
-                                          {"serial", required_argument, NULL, 'o'},
-                                          {"net", required_argument, NULL, 'n'},
-                                          {"rng", no_argument, NULL, 'r'},
-                                          {"incoming", no_argument, NULL, 'i'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {0}};
+    static const struct option names[] = {
+        {"kernel", required_argument, NULL, 'k'},  {"cmdline", required_argument, NULL, 'a'},
+        {"memory", required_argument, NULL, 'm'},  {"cpus", required_argument, NULL, 'c'},
+        {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
+        {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
+        {"disk", required_argument, NULL, 'b'},    {"incoming", no_argument, NULL, 'i'},
+        {"help", no_argument, NULL, 'h'},          {0}};
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -120,6 +120,12 @@ static int parse(int argc, char **argv, struct options *ret_options)
             break;
         case 'r':
             options.devices.rng = true;
+            break;
+        case 'b':
+            if (!images_parse(&options.devices.images, optarg))
+                return refuse("disk", optarg,
+                              "4 of PATH, with ,ro and ,id=NAME behind it, each name once and of at most 20 "
+                              "letters, digits, '-', '_' and '.'");
             break;
         case 'i':
             options.incoming = true;
@@ -216,6 +222,8 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = boot(options, files.kernel, parts);
     if (files.kernel >= 0)
         close(files.kernel);
+    if (r == 0)
+        server_attach_images(parts->server, devices_images(parts->devices));
     if (r == 0)
         r = server_attach(parts->server, parts->machine, options->incoming, announce, parts);
     return r < 0 ? r : confine_calls();

@@ -45,6 +45,7 @@ struct server {
     struct machine *machine;
     void (*announce)(void *ctx);
     void *announce_ctx;
+    struct images *images;
     int listener, signals, wake, epoll;
     struct visitor visitors[VISITORS_MAX];
     struct visitor *engine;
@@ -82,6 +83,7 @@ static void dismiss(struct server *server, struct visitor *visitor)
     if (server->engine != visitor)
         return;
     server->engine = NULL;
+    images_tell_nobody(server->images);
     machine_untrack(server->machine);
     if (server->phase == CONTROL_PAUSED) {
         log_warning("the engine hung up while it held the guest; it runs on");
@@ -123,13 +125,21 @@ static void welcome(struct server *server)
 
 /* --- requests --- */
 
+/* What comes and goes with one request besides its numbers. */
+struct call {
+    int came; /* a descriptor of the engine's, ours to close; -1: none */
+    int give[CONTROL_FDS_MAX];
+    unsigned give_count;
+};
+static_assert(IMAGES_MAX <= CONTROL_FDS_MAX, "all disks go with one answer");
+
 static uint8_t *state_area(const struct server *server)
 {
     return server->shared + control_state_offset(machine_memory_bytes(server->machine));
 }
 
 static int do_hello(struct server *server, struct visitor *visitor, const struct control_message *request,
-                    struct control_message *answer)
+                    struct control_message *answer, struct call *call)
 {
     char *text cleanup_free = NULL;
     if (server->engine)
@@ -146,6 +156,8 @@ static int do_hello(struct server *server, struct visitor *visitor, const struct
     memcpy(state_area(server), text, answer->value);
     answer->memory_bytes = machine_memory_bytes(server->machine);
     answer->state_room = server->state_room;
+    call->give[call->give_count++] = machine_memory_fd(server->machine);
+    call->give[call->give_count++] = server->shared_fd;
     server->engine = visitor;
     return 0;
 }
@@ -239,7 +251,10 @@ static bool permitted(const struct server *server, uint32_t op)
         return phase == CONTROL_WAITING;
     case CONTROL_RUN:
         return phase == CONTROL_LOADED;
+    case CONTROL_DISKS:
+        return phase != CONTROL_LOADED;
     case CONTROL_TRACK:
+    case CONTROL_TELL:
     case CONTROL_HOLD:
         return phase >= CONTROL_RUNNING;
     case CONTROL_SCAN:
@@ -255,7 +270,8 @@ static bool permitted(const struct server *server, uint32_t op)
     }
 }
 
-static int obey(struct server *server, const struct control_message *request, struct control_message *answer)
+static int obey(struct server *server, const struct control_message *request, struct control_message *answer,
+                struct call *call)
 {
     switch (request->op) {
     case CONTROL_TRACK:
@@ -271,6 +287,11 @@ static int obey(struct server *server, const struct control_message *request, st
         return do_hold(server);
     case CONTROL_LOAD:
         return do_load(server, request->value);
+    case CONTROL_DISKS:
+        call->give_count = images_descriptors(server->images, server->phase == CONTROL_WAITING, call->give);
+        return 0;
+    case CONTROL_TELL:
+        return images_tell(server->images, request->value, take_fd(&call->came));
     default:
         assert(request->op == CONTROL_ANNOUNCE); /* permitted() knows no other */
         server->announce(server->announce_ctx);
@@ -279,34 +300,43 @@ static int obey(struct server *server, const struct control_message *request, st
 }
 
 static int perform(struct server *server, struct visitor *visitor, const struct control_message *request,
-                   struct control_message *answer)
+                   struct control_message *answer, struct call *call)
 {
     if (request->op == CONTROL_LOOK)
         return 0;
     if (request->op == CONTROL_HELLO)
-        return do_hello(server, visitor, request, answer);
+        return do_hello(server, visitor, request, answer, call);
     if (request->op == CONTROL_RETIRE)
         return do_retire(server, visitor);
     if (visitor != server->engine)
         return error_set(-EPERM, "operation %u without HELLO", request->op);
     if (!permitted(server, request->op))
         return error_set(-EINVAL, "operation %u in phase %d of the guest", request->op, server->phase);
-    return obey(server, request, answer);
+    return obey(server, request, answer, call);
+}
+
+/* -errno: nobody is there any more, or has lost its way. */
+static int handle(struct server *server, struct visitor *visitor, const struct control_message *request,
+                  int came)
+{
+    struct control_message answer = {.op = request->op, .sequence = request->sequence};
+    struct call call = {.came = came};
+    answer.code = perform(server, visitor, request, &answer, &call);
+    answer.phase = server->phase;
+    if (answer.code < 0)
+        snprintf(answer.text, sizeof answer.text, "%s", error_text());
+    if (call.came >= 0)
+        close(call.came);
+    return control_send(visitor->fd, &answer, call.give, answer.code < 0 ? 0 : call.give_count, MSG_DONTWAIT);
 }
 
 static void serve(struct server *server, struct visitor *visitor)
 {
     struct control_message request;
-    int r;
-    while ((r = control_receive(visitor->fd, true, &request, NULL, 0, NULL, MSG_DONTWAIT)) == 0) {
-        struct control_message answer = {.op = request.op, .sequence = request.sequence};
-        const int fds[CONTROL_HELLO_FDS] = {machine_memory_fd(server->machine), server->shared_fd};
-        answer.code = perform(server, visitor, &request, &answer);
-        answer.phase = server->phase;
-        if (answer.code < 0)
-            snprintf(answer.text, sizeof answer.text, "%s", error_text());
-        bool hello = request.op == CONTROL_HELLO && answer.code == 0;
-        r = control_send(visitor->fd, &answer, fds, hello ? CONTROL_HELLO_FDS : 0, MSG_DONTWAIT);
+    unsigned count;
+    int came, r;
+    while ((r = control_receive(visitor->fd, true, &request, &came, 1, &count, MSG_DONTWAIT)) == 0) {
+        r = handle(server, visitor, &request, count ? came : -1);
         if (r < 0)
             break;
     }
@@ -441,6 +471,11 @@ int server_attach(struct server *server, struct machine *machine, bool incoming,
         return error_errno(-errno, "memory shared with the engine");
     server->shared = shared;
     return 0;
+}
+
+void server_attach_images(struct server *server, struct images *images)
+{
+    server->images = images;
 }
 
 enum machine_end server_run(struct server *server)

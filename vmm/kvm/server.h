@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_VMM_KVM_SERVER_H
 #define UNDERSTUDY_VMM_KVM_SERVER_H
 
+#include "vmm/kvm/images.h"
 #include "vmm/kvm/machine.h"
 
 /*
@@ -23,6 +24,9 @@ void server_free(struct server *server);
  * network where the guest is. */
 int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
                   void *ctx);
+
+/* The disks that the engine is told of. Before server_run(). */
+void server_attach_images(struct server *server, struct images *images);
 
 /* Serve until the guest is over. Returns how. */
 enum machine_end server_run(struct server *server);

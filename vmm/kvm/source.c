@@ -4,8 +4,8 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/scope.h"
-#include "vmm/kvm/client.h"
 #include "vmm/kvm/guest.h"
+#include "vmm/kvm/source_disks.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -20,6 +20,7 @@
 
 struct source {
     struct kvm_guest guest;
+    struct source_disks disks;
     struct vmm_block block;
     uint64_t *marks;
     size_t words;
@@ -37,7 +38,7 @@ static struct source *of(struct vmm *vmm)
 
 static void source_describe(struct vmm *vmm, struct vmm_description *ret_description)
 {
-    client_describe(&of(vmm)->guest.client, &of(vmm)->block, true, ret_description);
+    kvm_guest_describe(&of(vmm)->guest, &of(vmm)->block, true, ret_description);
 }
 
 static int source_track(struct vmm *vmm)
@@ -170,6 +171,17 @@ static int source_halt(struct vmm *vmm)
     return r;
 }
 
+static int source_disks_open_all(struct vmm *vmm, const struct vmm_disk_sink *sink)
+{
+    struct source *source = of(vmm);
+    return source_disks_open(&source->disks, &source->guest.client, &source->guest.disks, sink);
+}
+
+static void source_disks_close_all(struct vmm *vmm)
+{
+    source_disks_close(&of(vmm)->disks, &of(vmm)->guest.client);
+}
+
 static void source_close(struct vmm *vmm)
 {
     if (!vmm)
@@ -177,6 +189,8 @@ static void source_close(struct vmm *vmm)
     struct source *source = of(vmm);
     if (source->paused && !source->kept)
         source_resume(vmm);
+    source_disks_close(&source->disks, &source->guest.client);
+    guest_disks_close(&source->guest.disks);
     client_close(&source->guest.client);
     free(source->marks);
     free(source->state);
@@ -198,6 +212,9 @@ static const struct vmm_ops source_ops = {
     .save_begin = source_save_begin,
     .save_end = source_save_end,
     .resume = source_resume,
+    .disks_open = source_disks_open_all,
+    .disks_close = source_disks_close_all,
+    .disk_read = kvm_guest_disk_read,
 };
 
 static int attach(struct source *source, const char *socket_path)
@@ -210,6 +227,9 @@ static int attach(struct source *source, const char *socket_path)
         return r;
     if (client->phase < CONTROL_RUNNING)
         return error_set(-EINVAL, "vmm %s: its guest waits to be loaded; nothing runs here", socket_path);
+    r = guest_disks_open(&source->guest.disks, client);
+    if (r < 0)
+        return r;
     source->words = control_dirty_bytes(client->memory_bytes) / sizeof *source->marks;
     source->marks = calloc(source->words, sizeof *source->marks);
     source->state = malloc(client->state_room);

@@ -4,7 +4,6 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
-#include "vmm/kvm/client.h"
 #include "vmm/kvm/guest.h"
 #include "vmm/process.h"
 
@@ -14,7 +13,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A VMM that waits with --incoming, as a target: its memory is filled through our own mapping of it. */
+/* A VMM that waits with --incoming, as a target: its memory is filled through our own mapping of it, and its
+ * disks through descriptors of its own. */
 
 #define READY_MS      10000
 #define RETRY_MS      5
@@ -37,7 +37,7 @@ static struct target *of(struct vmm *vmm)
 
 static void target_describe(struct vmm *vmm, struct vmm_description *ret_description)
 {
-    client_describe(&of(vmm)->guest.client, &of(vmm)->block, false, ret_description);
+    kvm_guest_describe(&of(vmm)->guest, &of(vmm)->block, false, ret_description);
 }
 
 static int target_write(struct vmm *vmm, const struct vmm_range *ranges, size_t count, const void *from)
@@ -61,6 +61,24 @@ static int target_zero(struct vmm *vmm, const struct vmm_range *range)
     return 0;
 }
 
+static int target_disk_write(struct vmm *vmm, uint32_t disk, uint64_t offset, size_t bytes, const void *from)
+{
+    return guest_disks_write(&of(vmm)->guest.disks, disk, offset, bytes, from);
+}
+
+static int target_disk_zero(struct vmm *vmm, uint32_t disk, enum vmm_disk_op op, uint64_t offset,
+                            uint64_t bytes)
+{
+    assert(op != VMM_DISK_WRITE);
+    (void)op;
+    return guest_disks_zero(&of(vmm)->guest.disks, disk, offset, bytes);
+}
+
+static int target_disk_flush(struct vmm *vmm)
+{
+    return guest_disks_flush(&of(vmm)->guest.disks);
+}
+
 static int target_load(struct vmm *vmm, const void *state, size_t bytes)
 {
     struct target *target = of(vmm);
@@ -69,10 +87,15 @@ static int target_load(struct vmm *vmm, const void *state, size_t bytes)
     if (bytes > client->state_room)
         return error_set(-EMSGSIZE, "a state of %zu bytes, VMM %d takes at most %zu", bytes, client->pid,
                          client->state_room);
+    int r = guest_disks_flush(&target->guest.disks);
+    if (r < 0)
+        return r;
     memcpy(client->shared + control_state_offset(client->memory_bytes), state, bytes);
-    int r = client_call(client, CONTROL_LOAD, bytes, NULL);
-    if (r == 0)
+    r = client_call(client, CONTROL_LOAD, bytes, NULL);
+    if (r == 0) {
         target->phase = LOADED;
+        guest_disks_close(&target->guest.disks); /* from now on they are the guest's */
+    }
     return r;
 }
 
@@ -109,6 +132,7 @@ static void target_close(struct vmm *vmm)
     struct target *target = of(vmm);
     process_leave(&target->process, target->phase < RUNNING ? QUIT_MS : -1,
                   target->recorded ? target->pid_path : NULL);
+    guest_disks_close(&target->guest.disks);
     client_close(&target->guest.client);
     free(target->pid_path);
     free(target);
@@ -122,6 +146,10 @@ static const struct vmm_ops target_ops = {
     .event = kvm_guest_event,
     .halt = target_halt,
     .close = target_close,
+    .disk_read = kvm_guest_disk_read,
+    .disk_write = target_disk_write,
+    .disk_zero = target_disk_zero,
+    .disk_flush = target_disk_flush,
     .write = target_write,
     .zero = target_zero,
     .load = target_load,
@@ -161,7 +189,7 @@ static int await_ready(struct target *target, const char *socket_path, uint32_t 
     r = client_greet(client, true);
     if (r == 0 && client->phase != CONTROL_WAITING)
         r = error_set(-EINVAL, "VMM %d does not wait for a guest", client->pid);
-    return r;
+    return r < 0 ? r : guest_disks_open(&target->guest.disks, client);
 }
 
 static int record(struct target *target)

@@ -299,7 +299,7 @@ static const struct virtio_kind kind = {
     .free = free_block,
 };
 
-static int find_size(int fd, const char *name, uint64_t *ret_bytes, bool *ret_punches)
+int virtio_block_look(int fd, const char *name, uint64_t *ret_bytes, bool *ret_discards)
 {
     struct stat stat;
     if (fstat(fd, &stat))
@@ -315,8 +315,8 @@ static int find_size(int fd, const char *name, uint64_t *ret_bytes, bool *ret_pu
         return error_set(-EINVAL, "disk '%s': its %" PRIu64 " bytes are no whole number of sectors of %u",
                          name, bytes, VMM_DISK_SECTOR);
     /* Behind the end a hole changes nothing, and shows whether the file system can make one. */
-    *ret_punches = S_ISREG(stat.st_mode) && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                                                      stat.st_size, VMM_DISK_SECTOR) == 0;
+    *ret_discards = S_ISREG(stat.st_mode) && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                                       stat.st_size, VMM_DISK_SECTOR) == 0;
     *ret_bytes = bytes;
     return 0;
 }
@@ -330,8 +330,8 @@ int virtio_block_new(struct device **ret_device, const struct virtio_place *plac
                      const char *name)
 {
     uint64_t bytes = 0;
-    bool punches = false;
-    int rc = find_size(fd, name, &bytes, &punches);
+    bool discards = false;
+    int rc = virtio_block_look(fd, name, &bytes, &discards);
     if (rc)
         return rc;
     struct block *block = calloc(1, sizeof *block);
@@ -357,7 +357,7 @@ int virtio_block_new(struct device **ret_device, const struct virtio_place *plac
     uint64_t features = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | BLOCK_F_FLUSH;
     if (read_only) {
         features |= F_READ_ONLY;
-    } else if (punches) {
+    } else if (discards) {
         features |= F_DISCARD | F_WRITE_ZEROES;
         config.max_discard_sectors = config.max_write_zeroes_sectors = to_le32(RANGE_SECTORS_MAX);
         config.max_discard_seg = config.max_write_zeroes_seg = to_le32(1);

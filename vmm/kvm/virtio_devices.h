@@ -21,6 +21,9 @@ int virtio_rng_new(struct device **ret_device, const struct virtio_place *place)
 int virtio_block_new(struct device **ret_device, const struct virtio_place *place, int fd, bool read_only,
                      const char *name);
 uint64_t virtio_block_bytes(const struct device *device);
+/* What a device on this file will be: how large, and whether it discards, which must be the same on both
+ * hosts. -EINVAL: it is no disk. */
+int virtio_block_look(int fd, const char *name, uint64_t *ret_bytes, bool *ret_discards);
 /* Tell `sink` (copied) of every change from now on, as of disk number `disk`; NULL: of none. No call into the
  * former sink is under way afterwards, which is waited for. By the guest's owner, whether the guest runs or
  * not. A change that fails is told as the loss of the disk, until the next virtio_block_tell(). */

@@ -113,9 +113,10 @@ static void *serve(void *argument)
     int r = nbd_serve(&server);
     /* Nobody waits for an answer that will not come. */
     shutdown(lane->fd, SHUT_RDWR);
+    /* First this: who hears of the loss may be opening the mirrors anew before we return. */
+    atomic_store(&lane->ended, true);
     if (!atomic_load(&lane->ours))
         sink->lost(sink->ctx, lane->disk, r < 0 ? error_text() : "QEMU's mirror ended");
-    atomic_store(&lane->ended, true);
     return NULL;
 }
 
