@@ -15,11 +15,16 @@ void hold_init(struct hold *hold, uint64_t bytes_max)
 {
     memset(hold, 0, sizeof *hold);
     histogram_reset(&hold->delay_us);
+    hold_set_bound(hold, bytes_max);
+    hold->passing = true;
+}
+
+void hold_set_bound(struct hold *hold, uint64_t bytes_max)
+{
     hold->bytes_max = bytes_max;
     hold->frames_max = bytes_max / HOLD_FRAME_COST;
     if (hold->frames_max < ROOM_MIN)
         hold->frames_max = ROOM_MIN;
-    hold->passing = true;
 }
 
 void hold_free(struct hold *hold)
@@ -50,8 +55,8 @@ static int grow(struct hold *hold)
 
 int hold_push(struct hold *hold, const struct held_frame *frame)
 {
-    if (hold->shut || hold_frames(hold) >= hold->frames_max || frame->bytes > hold->bytes_max ||
-        hold->bytes > hold->bytes_max - frame->bytes) {
+    if (hold->shut || hold_frames(hold) >= hold->frames_max || hold->bytes > hold->bytes_max ||
+        frame->bytes > hold->bytes_max - hold->bytes) {
         hold->dropped++;
         return -ENOBUFS;
     }
@@ -125,6 +130,13 @@ void hold_shut(struct hold *hold)
     hold->passing = false;
     hold->mark_count = 0;
     hold->open_end = hold->front;
+}
+
+void hold_reopen(struct hold *hold)
+{
+    assert(hold->shut && hold->front == hold->end);
+    hold->shut = false;
+    hold_pass(hold);
 }
 
 const struct held_frame *hold_ready_at(const struct hold *hold, uint64_t ahead)

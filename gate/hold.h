@@ -65,6 +65,8 @@ struct hold {
 
 /* Passing. `bytes_max` bounds the sum of lengths; the number of frames is bounded by it, too. */
 void hold_init(struct hold *hold, uint64_t bytes_max);
+/* Another bound. What is held beyond it stays. */
+void hold_set_bound(struct hold *hold, uint64_t bytes_max);
 /* The ring alone: data of frames that are still in it are the owner's to free. */
 void hold_free(struct hold *hold);
 
@@ -78,6 +80,8 @@ void hold_release(struct hold *hold, uint64_t epoch);
 void hold_pass(struct hold *hold);
 /* Nothing may go any more; what is held is taken out with hold_drop(). */
 void hold_shut(struct hold *hold);
+/* One that is shut, and empty, passes again. */
+void hold_reopen(struct hold *hold);
 
 /* The oldest frame, if it may go; else NULL. Valid until the next push or pop. */
 const struct held_frame *hold_ready(const struct hold *hold);

@@ -67,7 +67,7 @@ class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
     LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
-    HEAD = struct.Struct("=IIiIQQQ")
+    HEAD = struct.Struct("=IIiIQQQQQ")
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,7 +84,7 @@ class Control:
     def __call__(self, operation, argument=0):
         """(code, phase, text)."""
         self.sequence += 1
-        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, argument, 0, 0))
+        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, argument, 0, 0, 0, 0))
         packet = self.socket.recv(4096)
         if not packet:
             raise ConnectionResetError("the VMM hung up")
@@ -93,4 +93,4 @@ class Control:
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
 
     def greet(self):
-        return self(self.HELLO, 1)
+        return self(self.HELLO, 2)

@@ -240,7 +240,7 @@ def test_one_engine(run):
             code, _, text = visitor(operation)
             check(code == -errno.EPERM, f"operation {operation} by a visitor: {code} {text}")
         check(visitor(Control.RETIRE)[0] == -errno.EADDRINUSE, "a guest with an engine is ended")
-    for junk in b"x", b"\xff" * 40, bytes(2000), Control.HEAD.pack(Control.EVENT, 0, 0, 0, 1, 0, 0):
+    for junk in b"x", b"\xff" * 40, bytes(2000), Control.HEAD.pack(Control.EVENT, 0, 0, 0, 1, 0, 0, 0, 0):
         with Control(path) as visitor:
             visitor.socket.send(junk)
             check(visitor.socket.recv(4096) == b"", f"junk {junk[:8]} is answered")

@@ -5,6 +5,13 @@
 
 #include <errno.h>
 
+static void nothing(void *ctx)
+{
+    (void)ctx;
+}
+
+static const struct output_events events = {.waiting = nothing, .full = nothing};
+
 static void test_parse_net(void **state)
 {
     (void)state;
@@ -36,13 +43,13 @@ static void test_command_line(void **state)
     const struct devices_wanted wanted = {.rng = true};
     struct devices *devices;
     char line[64] = "quiet";
-    assert_int_equal(devices_open(&devices, &wanted), 0);
+    assert_int_equal(devices_open(&devices, &wanted, &events), 0);
     assert_string_equal(devices_description(devices), "");
     assert_int_equal(devices_command_line(devices, line, 20), -ENOBUFS);
     strcpy(line, "quiet");
     assert_int_equal(devices_command_line(devices, line, sizeof line), 0);
     assert_string_equal(line, "quiet virtio_mmio.device=512@0xd0000000:5");
-    devices_stop(devices);
+    assert_int_equal(devices_stop(devices), 0);
     devices_free(devices);
 }
 

@@ -14,4 +14,8 @@ int kvm_guest_read(struct vmm *vmm, const struct vmm_range *ranges, size_t count
 int kvm_guest_event_fd(struct vmm *vmm);
 enum vmm_event kvm_guest_event(struct vmm *vmm);
 
+/* Of a source: the line that was drawn behind the guest's output when it was paused (control.h). 0: it is not
+ * paused, or its output is not held. By its owner. */
+uint64_t kvm_guest_line(const struct vmm *source);
+
 #endif

@@ -6,10 +6,12 @@
 #include "vmm/kvm/devices.h"
 #include "vmm/kvm/legacy.h"
 #include "vmm/kvm/server.h"
+#include "vmm/kvm/terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -28,18 +30,21 @@ struct options {
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
+    "                      [--serial WHERE] [--console WHERE] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --cmdline TEXT    its command line\n"
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
-    "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
+    "  --serial WHERE    the guest's serial port: stdio (default); pty, whose path is told; or the path of a file,\n"
+    "                    which is appended to, of a FIFO, or of a terminal\n"
+    "  --console WHERE   a console (virtio) in the same places\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
-    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
+    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, SIGUSR1 lets output out\n"
+    "that an engine left held.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
 
 static bool parse_size(const char *text, uint64_t *ret_bytes)
@@ -84,6 +89,7 @@ static int parse(int argc, char **argv, struct options *ret_options)
                                           {"net", required_argument, NULL, 'n'},
                                           {"rng", no_argument, NULL, 'r'},
                                           {"incoming", no_argument, NULL, 'i'},
+                                          {"console", required_argument, NULL, 'v'},
                                           {"help", no_argument, NULL, 'h'},
                                           {0}};
     struct options options = {
@@ -113,6 +119,9 @@ static int parse(int argc, char **argv, struct options *ret_options)
             break;
         case 'o':
             options.serial = optarg;
+            break;
+        case 'v':
+            options.devices.console = optarg;
             break;
         case 'n':
             if (!devices_parse_net(&options.devices, optarg))
@@ -148,26 +157,8 @@ static int parse(int argc, char **argv, struct options *ret_options)
     return -1;
 }
 
-struct files {
-    int kernel, serial;
-};
-
-static int open_files(const struct options *options, struct files *files)
-{
-    if (strcmp(options->serial, "stdio") == 0)
-        files->serial = STDOUT_FILENO;
-    else
-        files->serial =
-            open(options->serial, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
-    if (files->serial < 0)
-        return error_errno(-errno, "serial %s", options->serial);
-    if (options->incoming)
-        return 0;
-    files->kernel = open(options->kernel, O_RDONLY | O_CLOEXEC);
-    return files->kernel < 0 ? error_errno(-errno, "kernel %s", options->kernel) : 0;
-}
-
 struct vmm_parts {
+    struct terminal serial;
     struct server *server;
     struct devices *devices;
     struct machine *machine;
@@ -192,12 +183,16 @@ static int boot(const struct options *options, int kernel, struct vmm_parts *par
 static int make(const struct options *options, struct vmm_parts *parts)
 {
     struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
-    struct files files = {.kernel = -1};
+    int kernel cleanup_close = -1;
     int r = server_new(&parts->server, options->control, &config);
     if (r == 0)
-        r = open_files(options, &files);
-    if (r == 0)
-        r = devices_open(&parts->devices, &options->devices);
+        r = terminal_open(&parts->serial, "serial port", options->serial);
+    if (r == 0 && !options->incoming && (kernel = open(options->kernel, O_RDONLY | O_CLOEXEC)) < 0)
+        r = error_errno(-errno, "kernel %s", options->kernel);
+    if (r == 0) {
+        const struct output_events events = server_output_events(parts->server);
+        r = devices_open(&parts->devices, &options->devices, &events);
+    }
     if (r == 0)
         r = confine_capabilities();
     if (r == 0) {
@@ -205,7 +200,8 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = machine_new(&parts->machine, &config);
     }
     if (r == 0)
-        r = serial_add(parts->machine, files.serial);
+        r = serial_add(parts->machine, devices_io(parts->devices), devices_output(parts->devices),
+                       parts->serial.in, parts->serial.out);
     if (r == 0)
         r = reset_add(parts->machine);
     if (r == 0)
@@ -213,22 +209,22 @@ static int make(const struct options *options, struct vmm_parts *parts)
     if (r == 0)
         r = devices_add(parts->devices, parts->machine);
     if (r == 0 && !options->incoming)
-        r = boot(options, files.kernel, parts);
-    if (files.kernel >= 0)
-        close(files.kernel);
+        r = boot(options, kernel, parts);
     if (r == 0)
-        r = server_attach(parts->server, parts->machine, options->incoming, announce, parts);
+        r = server_attach(parts->server, parts->machine, devices_output(parts->devices), options->incoming,
+                          announce, parts);
     return r < 0 ? r : confine_calls();
 }
 
 int main(int argc, char **argv)
 {
     struct options options;
-    struct vmm_parts parts = {0};
+    struct vmm_parts parts = {.serial = TERMINAL_NONE};
     enum machine_end end = MACHINE_CRASHED;
     int code = parse(argc, argv, &options);
     if (code >= 0)
         return code;
+    signal(SIGTTIN, SIG_IGN); /* in the background there is no input: the guest must not be stopped for it */
     prctl(PR_SET_NAME, "understudy-vmm");
     if (make(&options, &parts) == 0)
         end = server_run(parts.server);
@@ -236,9 +232,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "understudy run: %s\n", error_text());
     if (parts.machine)
         machine_pause(parts.machine);
-    devices_stop(parts.devices);
+    uint64_t lost = devices_stop(parts.devices);
+    if (lost)
+        log_notice("%llu bytes of the guest's last output are not let out: no standby knows of them",
+                   (unsigned long long)lost);
     machine_free(parts.machine);
     devices_free(parts.devices);
+    terminal_close(&parts.serial);
     server_free(parts.server);
     return end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
 }

@@ -150,12 +150,21 @@ int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx
     return 0;
 }
 
+void output_set_bound(struct output *output, uint64_t held_bytes_max)
+{
+    assert(held_bytes_max >= OUTPUT_BYTES_MAX);
+    scope_lock(&output->lock);
+    output->held_bytes_max = held_bytes_max;
+    for (struct output_port *port = output->ports; port; port = port->next)
+        hold_set_bound(&port->hold, held_bytes_max);
+}
+
 bool output_has_room(struct output_port *port, uint32_t bytes)
 {
     scope_lock(&port->output->lock);
     const struct hold *hold = &port->hold;
-    bool has = port->output->shut ||
-               (hold_frames(hold) < hold->frames_max && bytes <= hold->bytes_max - hold->bytes);
+    bool has = port->output->shut || (hold_frames(hold) < hold->frames_max && hold->bytes <= hold->bytes_max &&
+                                      bytes <= hold->bytes_max - hold->bytes);
     port->wants_room |= !has;
     return has;
 }
@@ -239,6 +248,40 @@ void output_shut(struct output *output)
     output->shut = true;
     pthread_mutex_unlock(&output->lock);
     io_ask(&output->work);
+}
+
+void output_reopen(struct output *output, bool holding)
+{
+    scope_lock(&output->lock);
+    if (!output->shut)
+        return;
+    for (struct output_port *port = output->ports; port; port = port->next) {
+        drop_all(port);
+        hold_reopen(&port->hold);
+        if (holding)
+            hold_mark(&port->hold, 0);
+    }
+    output->shut = false;
+    output->holding = holding;
+    output->waiting_told = output->full_told = false;
+}
+
+bool output_holds(struct output *output)
+{
+    scope_lock(&output->lock);
+    return output->holding;
+}
+
+uint64_t output_finish(struct output *output)
+{
+    uint64_t lost = 0;
+    scope_lock(&output->lock);
+    for (struct output_port *port = output->ports; port; port = port->next) {
+        port->blocked = false;
+        let_out(port);
+        lost += output->holding ? port->hold.bytes : 0;
+    }
+    return lost;
 }
 
 void output_get_stats(struct output *output, struct output_stats *ret_stats)

@@ -48,6 +48,9 @@ void output_free(struct output *output);
 int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx,
                struct output_port **ret_port);
 
+/* Another bound for each port, of at least OUTPUT_BYTES_MAX. What is held beyond it stays. */
+void output_set_bound(struct output *output, uint64_t held_bytes_max);
+
 /* Whether so much can be held now. */
 bool output_has_room(struct output_port *port, uint32_t bytes);
 /* `data`, from malloc(), is taken, whatever happens. What there is no room for is dropped and counted, as by
@@ -63,6 +66,12 @@ void output_release(struct output *output, uint64_t epoch);
 void output_pass(struct output *output);
 /* Drop what is held and all that comes. */
 void output_shut(struct output *output);
+/* Where it is shut: pass again, or hold from the first byte on, as after a mark of epoch 0. */
+void output_reopen(struct output *output, bool holding);
+bool output_holds(struct output *output);
+/* After io_stop(): write what may go, as far as the descriptors take it at once. Returns the bytes that wait
+ * for a release, which will not come. */
+uint64_t output_finish(struct output *output);
 
 /* Of all ports together. */
 struct output_stats {

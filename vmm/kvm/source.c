@@ -26,6 +26,7 @@ struct source {
     bool paused;
     bool our_stop; /* valid while paused: RESUME is ours to say */
     bool kept;     /* hold() or halt(): nothing lets it run when we close */
+    uint64_t line; /* behind the guest's output, of the latest pause; 0: none was drawn */
     size_t state_bytes;
     void *state; /* state_room bytes */
 };
@@ -79,6 +80,7 @@ static int source_pause(struct vmm *vmm)
         return r;
     source->paused = true;
     source->our_stop = answer.phase == CONTROL_PAUSED;
+    source->line = answer.line;
     source->state_bytes = answer.value <= client->state_room ? answer.value : 0;
     return 0;
 }
@@ -147,6 +149,7 @@ static int source_resume(struct vmm *vmm)
     struct source *source = of(vmm);
     assert(source->paused);
     source->paused = source->kept = false;
+    source->line = 0;
     return source->our_stop ? client_call(&source->guest.client, CONTROL_RESUME, 0, NULL) : 0;
 }
 
@@ -168,6 +171,11 @@ static int source_halt(struct vmm *vmm)
     int r = source_hold(vmm);
     of(vmm)->our_stop &= r < 0;
     return r;
+}
+
+uint64_t kvm_guest_line(const struct vmm *source)
+{
+    return ((const struct source *)source)->line;
 }
 
 static void source_close(struct vmm *vmm)
