@@ -178,6 +178,13 @@ uint64_t kvm_guest_line(const struct vmm *source)
     return ((const struct source *)source)->line;
 }
 
+void kvm_guest_figures(const struct vmm *source, struct gate_stats *ret_figures)
+{
+    const struct client *client = &((const struct source *)source)->guest.client;
+    memcpy(ret_figures, client->shared + control_figures_offset(client->memory_bytes, client->state_room),
+           sizeof *ret_figures);
+}
+
 static void source_close(struct vmm *vmm)
 {
     if (!vmm)
