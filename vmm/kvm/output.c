@@ -11,10 +11,12 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct output_port {
     struct output *output;
     struct output_port *next;
+    enum output_kind kind;
     int fd;
     void (*room)(void *ctx);
     void *ctx;
@@ -129,7 +131,7 @@ void output_free(struct output *output)
     free(output);
 }
 
-int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx,
+int output_add(struct output *output, enum output_kind kind, int fd, void (*room)(void *ctx), void *ctx,
                struct output_port **ret_port)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -139,6 +141,7 @@ int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx
     if (!port)
         return error_set(-ENOMEM, "output: no memory");
     port->output = output;
+    port->kind = kind;
     port->fd = fd;
     port->room = room;
     port->ctx = ctx;
@@ -183,13 +186,29 @@ static unsigned take_events(struct output_port *port)
     return events;
 }
 
+/* A guest that speaks a byte at a time would otherwise fill the bound with the cost of pieces. With the lock. */
+static bool join(struct output_port *port, const void *data, uint32_t bytes)
+{
+    struct held_frame *newest = port->kind == OUTPUT_STREAM ? hold_newest(&port->hold) : NULL;
+    if (!newest || newest->bytes > OUTPUT_BYTES_MAX - bytes)
+        return false;
+    char *joined = realloc(newest->data, newest->bytes + bytes);
+    if (!joined)
+        return false;
+    newest->data = joined;
+    if (!hold_extend(&port->hold, bytes))
+        return false;
+    memcpy(joined + newest->bytes - bytes, data, bytes);
+    return true;
+}
+
 void output_push(struct output_port *port, void *data, uint32_t bytes)
 {
     struct output *output = port->output;
     struct held_frame frame = {.arrived_ns = clock_now_ns(), .data = data, .bytes = bytes};
     assert(bytes > 0 && bytes <= OUTPUT_BYTES_MAX);
     pthread_mutex_lock(&output->lock);
-    bool kept = hold_push(&port->hold, &frame) == 0;
+    bool joined = join(port, data, bytes), kept = !joined && hold_push(&port->hold, &frame) == 0;
     unsigned events = take_events(port);
     bool ready = hold_ready(&port->hold) && !port->blocked;
     pthread_mutex_unlock(&output->lock);

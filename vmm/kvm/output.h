@@ -41,11 +41,16 @@ int output_new(struct output **ret_output, struct io *io, uint64_t held_bytes_ma
 /* After io_stop(), and after the devices that push. What is held is lost. NULL. */
 void output_free(struct output *output);
 
+enum output_kind {
+    OUTPUT_FRAMES, /* each push is one write */
+    OUTPUT_STREAM, /* pieces may be joined and parted */
+};
+
 /* Before io_start(). `fd` stays the caller's and must outlive io; it is made non-blocking. `room(ctx)`, may
  * be NULL, is called after output_has_room() said no, when there may be some, with io's lock and ours: it may
  * io_ask(), no more.
  * -ENOMEM, -errno. */
-int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx,
+int output_add(struct output *output, enum output_kind kind, int fd, void (*room)(void *ctx), void *ctx,
                struct output_port **ret_port);
 
 /* Another bound for each port, of at least OUTPUT_BYTES_MAX. What is held beyond it stays. */

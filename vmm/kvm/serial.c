@@ -326,7 +326,7 @@ int serial_add(struct machine *machine, struct io *io, struct output *output, in
     pthread_mutex_init(&serial->lock, NULL);
     int r = in_fd < 0 ? 0 : make_non_blocking(in_fd);
     if (r == 0)
-        r = output_add(output, out_fd, NULL, NULL, &serial->port);
+        r = output_add(output, OUTPUT_STREAM, out_fd, NULL, NULL, &serial->port);
     if (r == 0)
         r = bus_add(machine_bus(machine), &serial->device);
     if (r < 0)
