@@ -37,8 +37,8 @@ enum gate_kind {
 };
 const char *gate_kind_name(enum gate_kind kind);
 
-/* What becomes of the guest's frames when the engine dies: dropped until an engine is back (held, as far as there is
- * room, by a VMM), or let through. */
+/* What becomes of the guest's frames when the engine dies: dropped until an engine is back (held, as far as
+ * there is room, by a VMM), or let through. */
 enum gate_failure { GATE_FAIL_CLOSED, GATE_FAIL_OPEN };
 
 #define GATE_PORTS_MAX 8

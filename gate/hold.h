@@ -72,7 +72,8 @@ void hold_free(struct hold *hold);
 
 /* -ENOBUFS: over the bound, or shut: the frame is counted as dropped and stays the caller's. -ENOMEM too. */
 int hold_push(struct hold *hold, const struct held_frame *frame);
-/* The newest frame, if it may not go and nothing was marked behind it: it can be extended, in order. Else NULL. */
+/* The newest frame, if it may not go and nothing was marked behind it: it can be extended, in order. Else
+ * NULL. */
 struct held_frame *hold_newest(const struct hold *hold);
 /* It has so much more. False: over the bound, and it has not. */
 bool hold_extend(struct hold *hold, uint32_t bytes);

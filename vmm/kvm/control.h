@@ -57,8 +57,8 @@ enum control_op {
     CONTROL_RETIRE,   /* end a guest that is held; from anybody, while there is no engine but who asks.
                          -EADDRINUSE: it is   not */
     CONTROL_EVENT,    /* from the VMM, with sequence 0; value: enum vmm_event */
-    CONTROL_GATE,     /* argument: enum control_gate. The visitor becomes the gate. -EBUSY: there is one. Answer:
-                         1, output is held already, else 0 */
+    CONTROL_GATE, /* argument: enum control_gate. The visitor becomes the gate. -EBUSY: there is one. Answer:
+                     1, output is held already, else 0 */
     CONTROL_GATE_HOLD,    /* hold from now on, and draw a line. -ESHUTDOWN */
     CONTROL_GATE_RELEASE, /* argument: a line */
     CONTROL_GATE_PASS,    /* hold nothing any more */

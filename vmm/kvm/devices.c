@@ -65,7 +65,8 @@ static int open_all(struct devices *devices, const struct output_events *events)
         if (devices->taps[i] < 0)
             return devices->taps[i];
     }
-    int r = devices->wanted.console ? terminal_open(&devices->console, "console", devices->wanted.console) : 0;
+    int r =
+        devices->wanted.console ? terminal_open(&devices->console, "console", devices->wanted.console) : 0;
     if (r == 0)
         r = io_new(&devices->io);
     return r < 0 ? r : output_new(&devices->output, devices->io, HELD_BYTES, events);

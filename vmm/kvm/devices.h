@@ -46,8 +46,8 @@ int devices_add(struct devices *devices, struct machine *machine);
 /* Tell the network where the guest is now. */
 void devices_announce(struct devices *devices);
 
-/* No device works any more: before machine_free(). What may go out of a machine that stands still has gone then,
- * as far as it was taken. Returns the bytes of output that were held, and are lost. NULL. */
+/* No device works any more: before machine_free(). What may go out of a machine that stands still has gone
+ * then, as far as it was taken. Returns the bytes of output that were held, and are lost. NULL. */
 uint64_t devices_stop(struct devices *devices);
 /* After it. NULL. */
 void devices_free(struct devices *devices);

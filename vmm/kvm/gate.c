@@ -23,13 +23,13 @@
  *
  * Theory of operation. The line of an epoch was drawn by the pause that ends it, and came with the pause's
  * answer, so a mark asks for nothing, but the first: it makes the VMM hold. A release names the line and is
- * not waited for. One that the socket does not take is remembered; later ones are releases of the same and more, and
- * an answer of the VMM's says that there is room again.
+ * not waited for. One that the socket does not take is remembered; later ones are releases of the same and
+ * more, and an answer of the VMM's says that there is room again.
  *
  * A thread reads all that comes: answers, of which some are waited for, and events.
  */
 
-#define CALL_NS    (10 * NS_PER_S) /* as CLIENT_CALL_MS: a pause before us may drain a disk */
+#define CALL_NS    (10 * NS_PER_S)   /* as CLIENT_CALL_MS: a pause before us may drain a disk */
 #define FIGURES_NS (100 * NS_PER_MS) /* status must not keep the engine's main thread from its standby */
 #define END_MS     5000
 
@@ -46,6 +46,7 @@ struct kvm_gate {
     int pid_fd;
     pthread_t thread;
     bool threaded;
+    uint64_t latest_epoch; /* highest marked since it began to hold; the caller's, who is one at a time */
 
     pthread_mutex_t lock; /* of the rest; nothing is taken after it */
     pthread_cond_t changed;
@@ -53,8 +54,8 @@ struct kvm_gate {
     struct waiter *waiters;
     bool over, closing;
     bool holding;
-    bool unsent;      /* a release of `line` */
-    uint64_t line;    /* the latest that was released */
+    bool unsent;   /* a release of `line` */
+    uint64_t line; /* the latest that was released */
     struct {
         uint64_t epoch, line;
     } marks[HOLD_MARKS_MAX]; /* not released, in order */
@@ -109,7 +110,8 @@ static int take_packet(struct kvm_gate *gate)
     return 0;
 }
 
-/* A VMM that is gone lets nothing out, and its driver tells of it; one that lives without us is another matter. */
+/* A VMM that is gone lets nothing out, and its driver tells of it; one that lives without us is another
+ * matter. */
 static void connection_ended(struct kvm_gate *gate)
 {
     struct pollfd ended = {.fd = gate->pid_fd, .events = POLLIN};
@@ -177,7 +179,8 @@ static int ask(struct kvm_gate *gate, struct control_message request, uint64_t l
     return 0;
 }
 
-/* Two marks of one epoch are one; when there are too many, the older of two waits for the later one's epoch. */
+/* Two marks of one epoch are one; when there are too many, the older of two waits for the later one's epoch.
+ */
 static void remember(struct kvm_gate *gate, uint64_t epoch, uint64_t line)
 {
     bool again = gate->mark_count && gate->marks[gate->mark_count - 1].epoch == epoch;
@@ -192,15 +195,16 @@ static int kvm_gate_mark_begin(struct gate *base, uint64_t epoch)
     struct kvm_gate *gate = of(base);
     struct control_message answer = {.line = kvm_guest_line(gate->source)};
     int r = 0;
+    if (epoch < gate->latest_epoch)
+        return error_set(-EINVAL, "gate: mark of epoch %llu after epoch %llu", (unsigned long long)epoch,
+                         (unsigned long long)gate->latest_epoch);
     if (answer.line == 0)
         r = ask(gate, (struct control_message){.op = CONTROL_GATE_HOLD}, CALL_NS, &answer);
     if (r < 0)
         return error_add(r, "gate: mark of epoch %llu", (unsigned long long)epoch);
     scope_lock(&gate->lock);
     gate->holding = true;
-    if (gate->mark_count && epoch < gate->marks[gate->mark_count - 1].epoch)
-        return error_set(-EINVAL, "gate: mark of epoch %llu after epoch %llu", (unsigned long long)epoch,
-                         (unsigned long long)gate->marks[gate->mark_count - 1].epoch);
+    gate->latest_epoch = epoch;
     remember(gate, epoch, answer.line);
     return 0;
 }
@@ -235,6 +239,7 @@ static int end_holding(struct gate *base, enum control_op op)
     scope_lock(&gate->lock);
     gate->holding = gate->unsent = false;
     gate->mark_count = 0;
+    gate->latest_epoch = 0;
     return 0;
 }
 
@@ -294,8 +299,7 @@ static const struct gate_ops ops = {
 static int open_it(struct kvm_gate *gate, const char *socket_path)
 {
     const struct gate_config *config = &gate->gate.config;
-    struct control_message answer,
-        request = {.op = CONTROL_GATE, .held_bytes_max = config->held_bytes_max};
+    struct control_message answer, request = {.op = CONTROL_GATE, .held_bytes_max = config->held_bytes_max};
     request.value |= config->opens_holding ? CONTROL_GATE_HOLDS : 0;
     request.value |= config->failure == GATE_FAIL_OPEN ? CONTROL_GATE_FAILS_OPEN : 0;
     int r = client_open(&gate->client, socket_path);

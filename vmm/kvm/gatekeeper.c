@@ -78,8 +78,8 @@ bool gatekeeper_knows(uint32_t op)
     return op >= CONTROL_GATE && op <= CONTROL_GATE_FIGURES;
 }
 
-/* What an engine left behind that died is the guest's word all the same, and the guest is here: it is kept, and
- * goes out with the first epoch that the new engine's standby acknowledges. */
+/* What an engine left behind that died is the guest's word all the same, and the guest is here: it is kept,
+ * and goes out with the first epoch that the new engine's standby acknowledges. */
 static int open_gate(struct gatekeeper *keeper, int fd, const struct control_message *request,
                      struct control_message *answer)
 {
@@ -148,9 +148,9 @@ void gatekeeper_left(struct gatekeeper *keeper, int fd)
         return;
     if (keeper->fails_open)
         output_pass(keeper->output);
-    log_warning("the engine is gone; the guest's output %s", keeper->fails_open
-                                                                 ? "passes, as it is configured"
-                                                                 : "is held until there is one, or until SIGUSR1");
+    log_warning("the engine is gone; the guest's output %s",
+                keeper->fails_open ? "passes, as it is configured"
+                                   : "is held until there is one, or until SIGUSR1");
 }
 
 int gatekeeper_let_out(struct gatekeeper *keeper)

@@ -18,9 +18,9 @@
  * yet. */
 int kvm_attach(struct vmm **ret_source, const char *socket_path);
 
-/* The gate of kvm_attach()'s guest, GATE_VMM: what the guest says at its networks, consoles and its serial port is
- * held by the VMM. `config` as for gate_open(), but ports are not asked for. What an engine left held that died
- * stays held, and its guest's. Close it before the guest. -EBUSY: another engine has it. */
+/* The gate of kvm_attach()'s guest, GATE_VMM: what the guest says at its networks, consoles and its serial
+ * port is held by the VMM. `config` as for gate_open(), but ports are not asked for. What an engine left held
+ * that died stays held, and its guest's. Close it before the guest. -EBUSY: another engine has it. */
 int kvm_gate_open(struct gate **ret_gate, struct vmm *source, const char *socket_path,
                   const struct gate_config *config, const struct gate_events *events);
 

@@ -11,7 +11,8 @@
  */
 
 /* A 16550 at 0x3f8, IRQ 4. What it sends is a port of `output`, over whose bound the newest is lost; what it
- * receives comes from `in_fd`, -1: from nowhere. Both descriptors stay the caller's and are made non-blocking. */
+ * receives comes from `in_fd`, -1: from nowhere. Both descriptors stay the caller's and are made
+ * non-blocking. */
 int serial_add(struct machine *machine, struct io *io, struct output *output, int in_fd, int out_fd);
 
 /* The keyboard controller's reset line (0xfe to port 0x64) and a port (0x501) whose value is the guest's last

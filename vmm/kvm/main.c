@@ -37,13 +37,15 @@ static const char help[] =
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
-    "  --serial WHERE    the guest's serial port: stdio (default); pty, whose path is told; or the path of a file,\n"
+    "  --serial WHERE    the guest's serial port: stdio (default); pty, whose path is told; or the path of a "
+    "file,\n"
     "                    which is appended to, of a FIFO, or of a terminal\n"
     "  --console WHERE   a console (virtio) in the same places\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
-    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, SIGUSR1 lets output out\n"
+    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, SIGUSR1 lets output "
+    "out\n"
     "that an engine left held.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
 
@@ -80,18 +82,13 @@ static int refuse(const char *option, const char *value, const char *allowed)
 /* -1: go on. */
 static int parse(int argc, char **argv, struct options *ret_options)
 {
-    static const struct option names[] = {{"kernel", required_argument, NULL, 'k'},
-                                          {"cmdline", required_argument, NULL, 'a'},
-                                          {"memory", required_argument, NULL, 'm'},
-                                          {"cpus", required_argument, NULL, 'c'},
-                                          {"control", required_argument, NULL, 's'},
-                                          {"serial", required_argument, NULL, 'o'},
-                                          {"net", required_argument, NULL, 'n'},
-                                          {"rng", no_argument, NULL, 'r'},
-                                          {"incoming", no_argument, NULL, 'i'},
-                                          {"console", required_argument, NULL, 'v'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {0}};
+    static const struct option names[] = {
+        {"kernel", required_argument, NULL, 'k'},  {"cmdline", required_argument, NULL, 'a'},
+        {"memory", required_argument, NULL, 'm'},  {"cpus", required_argument, NULL, 'c'},
+        {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
+        {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
+        {"incoming", no_argument, NULL, 'i'},      {"console", required_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},          {0}};
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {

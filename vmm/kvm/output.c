@@ -166,8 +166,9 @@ bool output_has_room(struct output_port *port, uint32_t bytes)
 {
     scope_lock(&port->output->lock);
     const struct hold *hold = &port->hold;
-    bool has = port->output->shut || (hold_frames(hold) < hold->frames_max && hold->bytes <= hold->bytes_max &&
-                                      bytes <= hold->bytes_max - hold->bytes);
+    bool has =
+        port->output->shut || (hold_frames(hold) < hold->frames_max && hold->bytes <= hold->bytes_max &&
+                               bytes <= hold->bytes_max - hold->bytes);
     port->wants_room |= !has;
     return has;
 }
@@ -186,7 +187,8 @@ static unsigned take_events(struct output_port *port)
     return events;
 }
 
-/* A guest that speaks a byte at a time would otherwise fill the bound with the cost of pieces. With the lock. */
+/* A guest that speaks a byte at a time would otherwise fill the bound with the cost of pieces. With the lock.
+ */
 static bool join(struct output_port *port, const void *data, uint32_t bytes)
 {
     struct held_frame *newest = port->kind == OUTPUT_STREAM ? hold_newest(&port->hold) : NULL;

@@ -12,11 +12,11 @@
 
 /*
  * National Semiconductor PC16550D. What is written is taken at once, so the transmitter is always empty; an
- * interrupt for that is due from each write until the cause is read. A line goes to the output port as one piece,
- * and what is no line yet when the devices' thread gets to it.
+ * interrupt for that is due from each write until the cause is read. A line goes to the output port as one
+ * piece, and what is no line yet when the devices' thread gets to it.
  *
- * What was received and not read is in the receiver's FIFO, which is part of the state. What the FIFO has no room
- * for waits in the descriptor.
+ * What was received and not read is in the receiver's FIFO, which is part of the state. What the FIFO has no
+ * room for waits in the descriptor.
  */
 
 #define BASE          0x3f8
@@ -249,8 +249,9 @@ static void serial_save(struct device *device, struct record_writer *writer)
 {
     struct serial *serial = of(device);
     scope_lock(&serial->lock);
-    const uint8_t registers[REGISTERS] = {serial->ier,     serial->fcr,        serial->lcr,        serial->mcr,
-                                          serial->scratch, serial->divisor[0], serial->divisor[1], serial->due};
+    const uint8_t registers[REGISTERS] = {serial->ier,        serial->fcr,     serial->lcr,
+                                          serial->mcr,        serial->scratch, serial->divisor[0],
+                                          serial->divisor[1], serial->due};
     record_put(writer, registers, sizeof registers);
     record_put_u8(writer, (uint8_t)serial->received);
     record_put(writer, serial->fifo, serial->received);

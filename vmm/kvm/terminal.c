@@ -17,8 +17,8 @@
 
 #define FLAGS (O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
 
-/* The shell that started us has the same open file, and would find it non-blocking one day: terminals and pipes
- * are opened anew. Of others, that would lose the place in a file. */
+/* The shell that started us has the same open file, and would find it non-blocking one day: terminals and
+ * pipes are opened anew. Of others, that would lose the place in a file. */
 static int standard(int fd, int access)
 {
     struct stat status;
@@ -66,7 +66,8 @@ static int open_path(struct terminal *terminal, const char *path)
     struct stat status = {0};
     bool exists = stat(path, &status) == 0;
     bool both = exists && (S_ISCHR(status.st_mode) || S_ISFIFO(status.st_mode));
-    terminal->out = both ? open(path, O_RDWR | FLAGS) : open(path, O_WRONLY | O_CREAT | O_APPEND | FLAGS, 0640);
+    terminal->out =
+        both ? open(path, O_RDWR | FLAGS) : open(path, O_WRONLY | O_CREAT | O_APPEND | FLAGS, 0640);
     if (terminal->out < 0)
         return -errno;
     if (isatty(terminal->out))
