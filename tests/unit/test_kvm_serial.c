@@ -47,7 +47,7 @@ static void end_it(struct end *end)
 static void turn(struct end *end)
 {
     for (unsigned i = 0; i < 4; i++)
-        assert_int_equal(io_turn(end->io, 0), 0);
+        assert_int_equal(io_turn(end->io, 10), 0);
 }
 
 static uint8_t in(struct end *end, uint64_t port)

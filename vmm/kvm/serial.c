@@ -9,11 +9,12 @@
 #include <poll.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/timerfd.h>
 
 /*
  * National Semiconductor PC16550D. What is written is taken at once, so the transmitter is always empty; an
  * interrupt for that is due from each write until the cause is read. A line goes to the output port as one
- * piece, and what is no line yet when the devices' thread gets to it.
+ * piece, or what there is of it a little later: a prompt has no end.
  *
  * What was received and not read is in the receiver's FIFO, which is part of the state. What the FIFO has no
  * room for waits in the descriptor.
@@ -26,6 +27,7 @@
 #define REGISTERS     8
 #define LINE_MAX_SENT 256
 #define FIFO          16
+#define LINGER_NS     5000000 /* a guest says a line byte by byte, and not each is worth waking a thread */
 
 #define IER_RECEIVED    0x01
 #define IER_TRANSMITTER 0x02
@@ -48,9 +50,10 @@ struct serial {
     struct output_port *port;
     int in_fd;
     struct io_work work;
-    struct io_request poll;
+    struct io_request poll, tick;
+    int timer;            /* of a line that has no end */
     pthread_mutex_t lock; /* of the rest; taken after io's, before the output's */
-    bool polling, ended, quiet;
+    bool polling, ended, quiet, ticking, armed;
     uint8_t ier, fcr, lcr, mcr, scratch, divisor[2];
     bool due; /* the transmitter's interrupt */
     char line[LINE_MAX_SENT];
@@ -95,8 +98,9 @@ static void transmit(struct serial *serial, uint8_t byte)
     serial->line[serial->used++] = (char)byte;
     if (byte == '\n' || serial->used == sizeof serial->line)
         flush(serial);
-    else if (serial->used == 1)
-        io_ask(&serial->work);
+    else if (!serial->armed)
+        serial->armed =
+            timerfd_settime(serial->timer, 0, &(struct itimerspec){.it_value.tv_nsec = LINGER_NS}, NULL) == 0;
 }
 
 static uint8_t receive(struct serial *serial)
@@ -131,9 +135,25 @@ static void run(struct io_work *work)
 {
     struct serial *serial = (struct serial *)((char *)work - offsetof(struct serial, work));
     scope_lock(&serial->lock);
-    flush(serial);
+    if (!serial->ticking) {
+        serial->ticking = true;
+        io_poll(work->io, &serial->tick, serial->timer, POLLIN);
+    }
     fetch(serial);
     set_line(serial);
+}
+
+static void on_tick(struct io_request *request, int result)
+{
+    struct serial *serial = (struct serial *)((char *)request - offsetof(struct serial, tick));
+    uint64_t count;
+    (void)result;
+    scope_lock(&serial->lock);
+    if (read(serial->timer, &count, sizeof count) == sizeof count) {
+        serial->armed = false;
+        flush(serial);
+    }
+    io_poll(serial->work.io, &serial->tick, serial->timer, POLLIN);
 }
 
 static void on_input(struct io_request *request, int result)
@@ -283,6 +303,8 @@ static int serial_load(struct device *device, struct record *record)
 
 static void serial_free(struct device *device)
 {
+    if (of(device)->timer >= 0)
+        close(of(device)->timer);
     pthread_mutex_destroy(&of(device)->lock);
     free(device);
 }
@@ -325,7 +347,11 @@ int serial_add(struct machine *machine, struct io *io, struct output *output, in
     serial->poll.done = on_input;
     serial->work.run = run;
     pthread_mutex_init(&serial->lock, NULL);
-    int r = in_fd < 0 ? 0 : make_non_blocking(in_fd);
+    serial->tick.done = on_tick;
+    serial->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    int r = serial->timer < 0 ? error_errno(-errno, "serial: timer") : 0;
+    if (r == 0 && in_fd >= 0)
+        r = make_non_blocking(in_fd);
     if (r == 0)
         r = output_add(output, OUTPUT_STREAM, out_fd, NULL, NULL, &serial->port);
     if (r == 0)
