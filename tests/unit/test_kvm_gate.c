@@ -399,7 +399,12 @@ static void it_is_shut_until_it_is_opened(void **state)
     check_silent();
     assert_int_equal(gate_pass(engine.gate), 0);
     check_heard("kept");
+    assert_int_equal(gate_shut(engine.gate), 0);
     end(&engine);
+    while (let_out() < 0)
+        usleep(1000);
+    say("free");
+    check_heard("free");
 }
 
 /* A VMM that lives, and does not want us, is told of; that one which is gone lets nothing out is no news. */

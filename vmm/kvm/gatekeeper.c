@@ -157,6 +157,7 @@ int gatekeeper_let_out(struct gatekeeper *keeper)
 {
     if (keeper->fd >= 0)
         return error_set(-EBUSY, "an engine holds the guest's output; 'understudy continue' asks it");
+    output_reopen(keeper->output, false);
     output_pass(keeper->output);
     return 0;
 }

@@ -40,7 +40,8 @@ int gatekeeper_tell(struct gatekeeper *keeper, enum control_phase phase);
 
 /* The guest stands still and its devices are quiet: draw a line. 0: output is not held. */
 uint64_t gatekeeper_draw(struct gatekeeper *keeper);
-/* A person lets everything out, and holds nothing any more. -EBUSY: an engine decides. */
+/* A person lets everything out, and holds nothing any more, even where it was shut. -EBUSY: an engine
+ * decides. */
 int gatekeeper_let_out(struct gatekeeper *keeper);
 
 #endif
