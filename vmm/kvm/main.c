@@ -37,16 +37,14 @@ static const char help[] =
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
-    "  --serial WHERE    the guest's serial port: stdio (default); pty, whose path is told; or the path of a "
-    "file,\n"
-    "                    which is appended to, of a FIFO, or of a terminal\n"
+    "  --serial WHERE    the guest's serial port: stdio (default), pty (its path is told), or the path of a\n"
+    "                    file, which is appended to, of a FIFO, or of a terminal\n"
     "  --console WHERE   a console (virtio) in the same places\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
-    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, SIGUSR1 lets output "
-    "out\n"
-    "that an engine left held.\n"
+    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, and SIGUSR1 lets\n"
+    "output out that an engine left held.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
 
 static bool parse_size(const char *text, uint64_t *ret_bytes)
