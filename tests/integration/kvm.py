@@ -65,8 +65,8 @@ class KvmPair(Pair):
 
 class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
-    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
-    GATE, GATE_HOLD, GATE_RELEASE, GATE_PASS, GATE_SHUT, GATE_FIGURES, GATE_EVENT = range(13, 20)
+    (LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT,
+     GATE, GATE_HOLD, GATE_RELEASE, GATE_PASS, GATE_SHUT, GATE_FIGURES, GATE_EVENT) = range(1, 20)
     GATE_HOLDS, GATE_FAILS_OPEN = 1, 2
     BOUND = 1 << 20
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
