@@ -16,7 +16,7 @@
 
 const char *gate_kind_name(enum gate_kind kind)
 {
-    static const char *const names[] = {"auto", "plug", "nfqueue", "relay", "none"};
+    static const char *const names[] = {"auto", "plug", "nfqueue", "relay", "none", "vmm"};
     return (size_t)kind < array_length(names) ? names[kind] : "unknown";
 }
 
@@ -198,8 +198,10 @@ int gate_open(struct gate **ret_gate, const struct gate_config *config, const st
         return relay_open(ret_gate, config, events);
     case GATE_NONE:
         return none_open(ret_gate, config);
+    case GATE_VMM:
+        break;
     }
-    return error_set(-EINVAL, "gate: kind %d", (int)config->kind);
+    return error_set(-EINVAL, "gate: %s is not opened here", gate_kind_name(config->kind));
 }
 
 /* Dispatch */

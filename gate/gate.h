@@ -33,11 +33,12 @@ enum gate_kind {
     GATE_NFQUEUE, /* netfilter's queue on the tap's bridge port */
     GATE_RELAY,   /* the engine carries the frames between QEMU's socket, or its tap, and a tap of its own */
     GATE_NONE,
+    GATE_VMM, /* our own VMM, which owns the guest's devices: opened by its driver (vmm/kvm/kvm.h) */
 };
 const char *gate_kind_name(enum gate_kind kind);
 
-/* What becomes of the guest's frames when the engine dies: dropped until an engine is back, or let through.
- */
+/* What becomes of the guest's frames when the engine dies: dropped until an engine is back (held, as far as
+ * there is room, by a VMM), or let through. */
 enum gate_failure { GATE_FAIL_CLOSED, GATE_FAIL_OPEN };
 
 #define GATE_PORTS_MAX 8

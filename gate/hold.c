@@ -15,11 +15,16 @@ void hold_init(struct hold *hold, uint64_t bytes_max)
 {
     memset(hold, 0, sizeof *hold);
     histogram_reset(&hold->delay_us);
+    hold_set_bound(hold, bytes_max);
+    hold->passing = true;
+}
+
+void hold_set_bound(struct hold *hold, uint64_t bytes_max)
+{
     hold->bytes_max = bytes_max;
     hold->frames_max = bytes_max / HOLD_FRAME_COST;
     if (hold->frames_max < ROOM_MIN)
         hold->frames_max = ROOM_MIN;
-    hold->passing = true;
 }
 
 void hold_free(struct hold *hold)
@@ -50,8 +55,8 @@ static int grow(struct hold *hold)
 
 int hold_push(struct hold *hold, const struct held_frame *frame)
 {
-    if (hold->shut || hold_frames(hold) >= hold->frames_max || frame->bytes > hold->bytes_max ||
-        hold->bytes > hold->bytes_max - frame->bytes) {
+    if (hold->shut || hold_frames(hold) >= hold->frames_max || hold->bytes > hold->bytes_max ||
+        frame->bytes > hold->bytes_max - hold->bytes) {
         hold->dropped++;
         return -ENOBUFS;
     }
@@ -74,6 +79,28 @@ int hold_push(struct hold *hold, const struct held_frame *frame)
     return 0;
 }
 
+/* Where the open epoch begins. */
+static uint64_t open_epoch(const struct hold *hold)
+{
+    return hold->mark_count ? hold->marks[hold->mark_count - 1].end : hold->open_end;
+}
+
+struct held_frame *hold_newest(const struct hold *hold)
+{
+    return !hold->shut && hold->end > open_epoch(hold) ? at(hold, hold->end - 1) : NULL;
+}
+
+bool hold_extend(struct hold *hold, uint32_t bytes)
+{
+    if (hold->bytes > hold->bytes_max || bytes > hold->bytes_max - hold->bytes)
+        return false;
+    hold_newest(hold)->bytes += bytes;
+    hold->bytes += bytes;
+    if (hold->bytes > hold->bytes_peak)
+        hold->bytes_peak = hold->bytes;
+    return true;
+}
+
 int hold_mark(struct hold *hold, uint64_t epoch)
 {
     if (hold->shut)
@@ -87,8 +114,7 @@ int hold_mark(struct hold *hold, uint64_t epoch)
     }
     hold->latest_epoch = epoch;
     hold->waiting_told = false;
-    uint64_t begin = hold->mark_count ? hold->marks[hold->mark_count - 1].end : hold->open_end;
-    if (hold->end == begin)
+    if (hold->end == open_epoch(hold))
         return 0; /* an epoch without frames needs no mark */
     bool again = hold->mark_count && hold->marks[hold->mark_count - 1].epoch == epoch;
     if (!again && hold->mark_count < HOLD_MARKS_MAX)
@@ -125,6 +151,13 @@ void hold_shut(struct hold *hold)
     hold->passing = false;
     hold->mark_count = 0;
     hold->open_end = hold->front;
+}
+
+void hold_reopen(struct hold *hold)
+{
+    assert(hold->shut && hold->front == hold->end);
+    hold->shut = false;
+    hold_pass(hold);
 }
 
 const struct held_frame *hold_ready_at(const struct hold *hold, uint64_t ahead)
@@ -173,8 +206,7 @@ unsigned hold_take_events(struct hold *hold)
     unsigned events = 0;
     if (hold->passing || hold->shut)
         return 0;
-    uint64_t begin = hold->mark_count ? hold->marks[hold->mark_count - 1].end : hold->open_end;
-    if (!hold->waiting_told && hold->end > begin) {
+    if (!hold->waiting_told && hold->end > open_epoch(hold)) {
         hold->waiting_told = true;
         events |= HOLD_WAITING;
     }

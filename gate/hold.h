@@ -65,11 +65,18 @@ struct hold {
 
 /* Passing. `bytes_max` bounds the sum of lengths; the number of frames is bounded by it, too. */
 void hold_init(struct hold *hold, uint64_t bytes_max);
+/* Another bound. What is held beyond it stays. */
+void hold_set_bound(struct hold *hold, uint64_t bytes_max);
 /* The ring alone: data of frames that are still in it are the owner's to free. */
 void hold_free(struct hold *hold);
 
 /* -ENOBUFS: over the bound, or shut: the frame is counted as dropped and stays the caller's. -ENOMEM too. */
 int hold_push(struct hold *hold, const struct held_frame *frame);
+/* The newest frame, if it may not go and nothing was marked behind it: it can be extended, in order. Else
+ * NULL. */
+struct held_frame *hold_newest(const struct hold *hold);
+/* It has so much more. False: over the bound, and it has not. */
+bool hold_extend(struct hold *hold, uint32_t bytes);
 /* What has come since epoch or an earlier one. -EINVAL: an epoch below one that is marked already;
  * -ESHUTDOWN. */
 int hold_mark(struct hold *hold, uint64_t epoch);
@@ -78,6 +85,8 @@ void hold_release(struct hold *hold, uint64_t epoch);
 void hold_pass(struct hold *hold);
 /* Nothing may go any more; what is held is taken out with hold_drop(). */
 void hold_shut(struct hold *hold);
+/* One that is shut, and empty, passes again. */
+void hold_reopen(struct hold *hold);
 
 /* The oldest frame, if it may go; else NULL. Valid until the next push or pop. */
 const struct held_frame *hold_ready(const struct hold *hold);

@@ -188,12 +188,13 @@ static int parse_reprotect(const char *value, void *to, uint64_t low, uint64_t h
 
 static_assert(sizeof(enum gate_kind) == sizeof(unsigned), "choices are stored through unsigned");
 static_assert(sizeof(enum gate_failure) == sizeof(unsigned), "choices are stored through unsigned");
-static_assert(GATE_AUTO == 0 && GATE_PLUG == 1 && GATE_NFQUEUE == 2 && GATE_RELAY == 3 && GATE_NONE == 4,
+static_assert(GATE_AUTO == 0 && GATE_PLUG == 1 && GATE_NFQUEUE == 2 && GATE_RELAY == 3 && GATE_NONE == 4 &&
+                  GATE_VMM == 5,
               "in the order of their names");
 
 int config_parse_gate(const char *value, enum gate_kind *ret_kind)
 {
-    return parse_choice(value, (const char *const[]){"auto", "plug", "nfqueue", "relay", "none", NULL},
+    return parse_choice(value, (const char *const[]){"auto", "plug", "nfqueue", "relay", "none", "vmm", NULL},
                         (unsigned *)ret_kind);
 }
 

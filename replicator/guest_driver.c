@@ -25,6 +25,19 @@ int guest_attach(struct vmm **ret_source, const struct config *config)
     return qemu_attach(ret_source, config->self.qmp, shared_disks(config));
 }
 
+int guest_gate_open(struct gate **ret_gate, struct vmm *guest, const struct config *config,
+                    const struct gate_config *wanted, const struct gate_events *events)
+{
+    bool wants = wanted->kind == GATE_VMM || (wanted->kind == GATE_AUTO && config->self.vmm);
+    if (!wants)
+        return 0;
+    if (!config->self.vmm)
+        return error_set(-EINVAL, "net-gate = vmm is for guests of our own VMM: 'vmm' in [host %s]",
+                         config->self.name);
+    int r = kvm_gate_open(ret_gate, guest, config->self.vmm, wanted, events);
+    return r < 0 ? r : 1;
+}
+
 int guest_launch(struct vmm **ret_target, const struct config *config, const char *pid_path)
 {
     const struct config_host *self = &config->self;

@@ -14,6 +14,11 @@
 /* Attach to the guest that runs here. */
 int guest_attach(struct vmm **ret_source, const struct config *config);
 
+/* Its gate, where the guest's own VMM holds what it says. 1: it was opened; 0: it is none of such a guest, or
+ * another kind is wanted, and gate_open() is to be asked. */
+int guest_gate_open(struct gate **ret_gate, struct vmm *guest, const struct config *config,
+                    const struct gate_config *wanted, const struct gate_events *events);
+
 /* Start one that waits; `pid_path` records its process. */
 int guest_launch(struct vmm **ret_target, const struct config *config, const char *pid_path);
 

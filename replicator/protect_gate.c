@@ -92,6 +92,17 @@ static int ports(const struct protect *protect, struct gate_config *wanted)
     return 0;
 }
 
+static int open_at_taps(struct protect *protect, struct gate_config *wanted, const struct gate_events *events)
+{
+    int r = ports(protect, wanted);
+    if (r < 0)
+        return r;
+    /* Nothing to hold is no reason to fail, whatever kind was asked for. */
+    if (!wanted->port_count)
+        wanted->kind = GATE_NONE;
+    return gate_open(&protect->gate, wanted, events);
+}
+
 int protect_gate_open(struct protect *protect, bool was_here)
 {
     const struct config *config = protect->hub.config;
@@ -99,14 +110,10 @@ int protect_gate_open(struct protect *protect, bool was_here)
         .kind = config->gate, .failure = config->gate_failure, .held_bytes_max = config->gate_held_bytes};
     const struct gate_events events = {
         .waiting = on_waiting, .full = on_full, .failed = on_failed, .ctx = protect};
-    int r = ports(protect, &wanted);
-    if (r < 0)
-        return r;
-    /* Nothing to hold is no reason to fail, whatever kind was asked for. */
-    if (!wanted.port_count)
-        wanted.kind = GATE_NONE;
     wanted.opens_holding = was_here;
-    r = gate_open(&protect->gate, &wanted, &events);
+    int r = guest_gate_open(&protect->gate, protect->guest, config, &wanted, &events);
+    if (r == 0)
+        r = open_at_taps(protect, &wanted, &events);
     if (r < 0)
         return error_add(r, "net gate (net-gate = none does without)");
     if (was_here && (r = gate_mark_begin(protect->gate, 0)) == 0)
@@ -115,8 +122,8 @@ int protect_gate_open(struct protect *protect, bool was_here)
         return error_add(r, "net gate");
     enum gate_kind kind = gate_kind_of(protect->gate);
     if (kind != GATE_NONE)
-        log_notice("net gate: %s on %s%s", gate_kind_name(kind), wanted.ports[0].tap,
-                   wanted.port_count > 1 ? " and others" : "");
+        log_notice("net gate: %s%s%s%s", gate_kind_name(kind), wanted.port_count ? " on " : "",
+                   wanted.ports[0].tap, wanted.port_count > 1 ? " and others" : "");
     return 0;
 }
 

@@ -79,15 +79,18 @@ class KvmPair(Pair):
 
 class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
-    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT, DISKS, TELL = range(1, 15)
+    (LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT, DISKS, TELL,
+     GATE, GATE_HOLD, GATE_RELEASE, GATE_PASS, GATE_SHUT, GATE_FIGURES, GATE_EVENT) = range(1, 22)
+    GATE_HOLDS, GATE_FAILS_OPEN = 1, 2
+    BOUND = 1 << 20
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
-    HEAD = struct.Struct("=IIiIQQQ")
+    HEAD = struct.Struct("=IIiIQQQQQ")
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(10)
         self.socket.connect(path)
-        self.sequence = 0
+        self.sequence, self.events, self.line = 0, [], 0
 
     def __enter__(self):
         return self
@@ -98,11 +101,16 @@ class Control:
     def __call__(self, operation, argument=0):
         """(code, phase, text)."""
         self.sequence += 1
-        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, argument, 0, 0))
-        packet = self.socket.recv(4096)
-        if not packet:
-            raise ConnectionResetError("the VMM hung up")
-        _, sequence, code, phase, *_ = self.HEAD.unpack_from(packet)
+        bound = self.BOUND if operation == self.GATE else 0
+        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, argument, 0, 0, 0, bound))
+        sequence = 0
+        while sequence == 0:
+            packet = self.socket.recv(4096)
+            if not packet:
+                raise ConnectionResetError("the VMM hung up")
+            answered, sequence, code, phase, value, _, _, self.line, _ = self.HEAD.unpack_from(packet)
+            if sequence == 0:
+                self.events.append((answered, value))
         assert sequence == self.sequence, f"answer {sequence} to request {self.sequence}"
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
 

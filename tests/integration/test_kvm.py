@@ -97,7 +97,8 @@ def test_vmm_crashes(run):
 
 def test_guest_ends(run):
     """A guest that ended itself must not be brought back."""
-    pair = KvmPair(run, words=WORDS + " steps=400", takeover="auto").up()
+    # Held, its last words would not be let out: no standby knows of them.
+    pair = KvmPair(run, words=WORDS + " steps=400", takeover="auto", net_gate="none").up()
     wait_for("the guest ends itself", 80, lambda: not pair.qemu.running(), pair.story, every=0.1)
     check(pair.qemu.popen.returncode == 0, f"the VMM ended with {pair.qemu.popen.returncode}", pair.story)
     check("result " in pair.serial("alpha").text(), "the guest said no result", pair.story)
@@ -109,7 +110,7 @@ def test_guest_ends(run):
 
 def test_engine_killed_in_the_pause(run):
     """The guest runs on by itself, and the next engine protects it."""
-    pair = KvmPair(run).start_guest()
+    pair = KvmPair(run, net_gate="none").start_guest()  # else nothing is heard of it until there is an engine
     pair.standby()
     for point in "attach", "baseline", "capture-paused", "capture-scanned", "capture-copied":
         engine = pair.protect(protected=False, faults=[f"{point}@{PRIMARY[point]}=kill"])
@@ -118,26 +119,6 @@ def test_engine_killed_in_the_pause(run):
     pair.protect()
     pair.wait_epochs(5)
     check(not pair.verify()["differing"], "memory differs after all", pair.story)
-
-
-def test_output_is_held(run):
-    """Nobody outside has seen of the guest what the standby does not go on from, and it is heard at its new place."""
-    pair = KvmPair(run, words=WORDS + " net=0xd0000000:5", more=("--net", "tap0", "--rng"), network="tap",
-                   takeover="auto").up()
-    output = pair.status("alpha")["output"]
-    check(output["holding"] and output["gate"] != "none", f"not held: {output}", pair.story)
-    observer = clients.Observer(run.outside().name, tcp=False).start()
-    wait_for("the counter is seen", 30, lambda: observer.error or observer.highest["udp"] > 100, pair.story)
-    pair.kill_primary()
-    time.sleep(0.1)  # what was let out has arrived; detection takes longer than this
-    before = observer.highest["udp"]
-    pair.check_taken_over()
-    committed = pair.status("beta")["probe"]["committed"]
-    check(before <= committed, f"outside {before} was seen, and the standby went on from {committed}", pair.story)
-    wait_for("the counter is seen again", 30, lambda: observer.error or observer.highest["udp"] > committed, pair.story)
-    observer.stop()
-    check(not observer.went_back, f"seen from outside the guest went back: {observer.went_back[:3]}", pair.story)
-    return f"{before} seen before, {committed} committed, {observer.highest['udp']} seen since"
 
 
 def test_capture_given_up(run):
@@ -240,7 +221,7 @@ def test_one_engine(run):
             code, _, text = visitor(operation)
             check(code == -errno.EPERM, f"operation {operation} by a visitor: {code} {text}")
         check(visitor(Control.RETIRE)[0] == -errno.EADDRINUSE, "a guest with an engine is ended")
-    for junk in b"x", b"\xff" * 40, bytes(2000), Control.HEAD.pack(Control.EVENT, 0, 0, 0, 1, 0, 0):
+    for junk in b"x", b"\xff" * 40, bytes(2000), Control.HEAD.pack(Control.EVENT, 0, 0, 0, 1, 0, 0, 0, 0):
         with Control(path) as visitor:
             visitor.socket.send(junk)
             check(visitor.socket.recv(4096) == b"", f"junk {junk[:8]} is answered")

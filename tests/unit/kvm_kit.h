@@ -21,7 +21,9 @@
 #define MEMORY (8ull << 20)
 struct runner {
     struct machine *machine;
-    int output;
+    struct io *io; /* of the machine's serial port; the tests turn it */
+    struct output *output;
+    int said;
     unsigned cpus;
     atomic_bool over;
     enum machine_end why;
@@ -35,6 +37,11 @@ static inline void on_ended(void *ctx, enum machine_end why, const char *text)
     atomic_store(&runner->over, true);
 }
 
+static inline void nothing(void *ctx)
+{
+    (void)ctx;
+}
+
 static inline struct machine *new_machine(struct runner *runner)
 {
     struct machine *machine;
@@ -45,7 +52,10 @@ static inline struct machine *new_machine(struct runner *runner)
         print_message("skipped: %s\n", error_text());
         skip();
     }
-    assert_int_equal(serial_add(machine, runner->output), 0);
+    const struct output_events events = {.waiting = nothing, .full = nothing};
+    assert_int_equal(io_new(&runner->io), 0);
+    assert_int_equal(output_new(&runner->output, runner->io, 16 << 20, &events), 0);
+    assert_int_equal(serial_add(machine, runner->io, runner->output, -1, runner->said), 0);
     assert_int_equal(reset_add(machine), 0);
     assert_int_equal(power_add(machine), 0);
     return machine;
@@ -54,24 +64,35 @@ static inline struct machine *new_machine(struct runner *runner)
 static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
 {
     *runner = (struct runner){.cpus = cpus};
-    runner->output = memfd_create("serial", MFD_CLOEXEC);
-    assert_true(runner->output >= 0);
+    runner->said = memfd_create("serial", MFD_CLOEXEC);
+    assert_true(runner->said >= 0);
     runner->machine = new_machine(runner);
     int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
     if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
         fail_msg("%s", error_text());
 }
 
+/* With what new_machine() made for it. */
+static inline void free_machine(struct machine *machine, struct io *io, struct output *output)
+{
+    assert_int_equal(machine_pause(machine), 0);
+    output_finish(output);
+    machine_free(machine);
+    output_free(output);
+    io_free(io);
+}
+
 static inline void said(struct runner *runner, char *to, size_t room)
 {
-    ssize_t got = pread(runner->output, to, room - 1, 0);
+    assert_int_equal(io_turn(runner->io, 0), 0);
+    ssize_t got = pread(runner->said, to, room - 1, 0);
     to[got > 0 ? got : 0] = '\0';
 }
 
 static inline void runner_end(struct runner *runner)
 {
-    machine_free(runner->machine);
-    close(runner->output);
+    free_machine(runner->machine, runner->io, runner->output);
+    close(runner->said);
 }
 
 static inline size_t save(struct machine *machine, uint8_t **ret_state)

@@ -282,6 +282,50 @@ static void random_walk(void **state)
     assert_int_equal(hold.bytes, 0);
 }
 
+static void the_newest_is_extended_in_its_epoch(void **state)
+{
+    (void)state;
+    push_many(1);
+    assert_null(hold_newest(&hold)); /* it may go at any time */
+    hold_mark(&hold, 1);
+    assert_null(hold_newest(&hold));
+    assert_int_equal(push(100), 0);
+    assert_int_equal(hold_newest(&hold)->packet_id, next_id - 1);
+    assert_false(hold_extend(&hold, BYTES_MAX));
+    assert_true(hold_extend(&hold, 50));
+    assert_true(hold_newest(&hold)->bytes == 150 && hold.bytes == 250 && hold.bytes_peak == 250);
+    hold_mark(&hold, 2);
+    assert_null(hold_newest(&hold));
+    hold_release(&hold, 2);
+    assert_int_equal(pop_all(), 2);
+    assert_int_equal(hold.bytes, 0);
+}
+
+static void what_is_shut_opens_empty(void **state)
+{
+    (void)state;
+    struct held_frame frame;
+    hold_mark(&hold, 9);
+    push_many(3);
+    hold_shut(&hold);
+    while (hold_drop(&hold, &frame))
+        ;
+    hold_reopen(&hold);
+    push_many(2);
+    assert_int_equal(pop_all(), 2);
+    assert_int_equal(hold_mark(&hold, 1), 0);
+}
+
+static void a_lower_bound_keeps_what_is_held(void **state)
+{
+    (void)state;
+    hold_mark(&hold, 1);
+    push_many(1000);
+    hold_set_bound(&hold, 1000);
+    assert_int_equal(push(100), -ENOBUFS);
+    assert_int_equal(hold_frames(&hold), 1000);
+}
+
 /* Opening */
 
 static void refusals_say_what_is_wrong(void **state)
@@ -375,6 +419,9 @@ int main(void)
         HOLD_TEST(the_bound_holds),
         HOLD_TEST(pass_and_hold_again),
         HOLD_TEST(shut_for_good),
+        HOLD_TEST(the_newest_is_extended_in_its_epoch),
+        HOLD_TEST(what_is_shut_opens_empty),
+        HOLD_TEST(a_lower_bound_keeps_what_is_held),
         HOLD_TEST(random_walk),
         cmocka_unit_test(refusals_say_what_is_wrong),
         cmocka_unit_test(no_gate_does_nothing),

@@ -21,11 +21,13 @@ static void move(struct runner *runner)
     if (atomic_load(&runner->over))
         return;
     size_t bytes = save(runner->machine, &state);
+    struct io *io = runner->io;
+    struct output *output = runner->output;
     struct machine *next = new_machine(runner);
     copy_memory(next, runner->machine);
     if (machine_load(next, state, bytes) < 0)
         fail_msg("%s", error_text());
-    machine_free(runner->machine);
+    free_machine(runner->machine, io, output);
     runner->machine = next;
     machine_resume(next);
 }

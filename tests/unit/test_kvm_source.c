@@ -95,7 +95,7 @@ static int set_up(void **state)
     assert_int_equal(bind(fake.listener, (struct sockaddr *)&address, sizeof address), 0);
     assert_int_equal(listen(fake.listener, 1), 0);
     fake.memory = sealed(MEMORY);
-    size_t bytes = control_state_offset(MEMORY) + ROOM;
+    size_t bytes = control_shared_bytes(MEMORY, ROOM);
     fake.shared_fd = sealed(bytes);
     fake.shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fake.shared_fd, 0);
     assert_true(fake.shared != MAP_FAILED);
@@ -107,7 +107,7 @@ static int tear_down(void **state)
 {
     (void)state;
     pthread_join(fake.thread, NULL);
-    munmap(fake.shared, control_state_offset(MEMORY) + ROOM);
+    munmap(fake.shared, control_shared_bytes(MEMORY, ROOM));
     close(fake.listener);
     close(fake.memory);
     close(fake.shared_fd);

@@ -209,7 +209,7 @@ static int take_over(struct client *client, const struct control_message *hello,
                          (unsigned long long)hello->state_room, (unsigned long long)hello->value);
     client->memory_bytes = hello->memory_bytes;
     client->state_room = hello->state_room;
-    client->shared_bytes = control_state_offset(hello->memory_bytes) + hello->state_room;
+    client->shared_bytes = control_shared_bytes(hello->memory_bytes, hello->state_room);
     int r = map_sealed(fds[0], client->memory_bytes, writable, &client->memory);
     if (r == 0)
         r = map_sealed(fds[1], client->shared_bytes, true, &client->shared);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/kvm/control.h"
 
+#include "gate/gate.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,7 +17,7 @@ int control_parse(const void *packet, size_t bytes, bool asks, struct control_me
     if (bytes < CONTROL_HEAD || bytes > sizeof message)
         return error_set(-EBADMSG, "control: a packet of %zu bytes", bytes);
     memcpy(&message, packet, bytes);
-    bool event = message.op == CONTROL_EVENT;
+    bool event = message.op == CONTROL_EVENT || message.op == CONTROL_GATE_EVENT;
     if (message.op < CONTROL_LOOK || message.op >= CONTROL_OPS || (asks && event))
         return error_set(-EBADMSG, "control: operation %u is not known", message.op);
     if (bytes > CONTROL_HEAD && (asks || ((const char *)packet)[bytes - 1] != '\0'))
@@ -43,6 +45,16 @@ uint64_t control_dirty_bytes(uint64_t memory_bytes)
 uint64_t control_state_offset(uint64_t memory_bytes)
 {
     return (control_dirty_bytes(memory_bytes) + PAGE - 1) / PAGE * PAGE;
+}
+
+uint64_t control_figures_offset(uint64_t memory_bytes, uint64_t state_room)
+{
+    return (control_state_offset(memory_bytes) + state_room + PAGE - 1) / PAGE * PAGE;
+}
+
+uint64_t control_shared_bytes(uint64_t memory_bytes, uint64_t state_room)
+{
+    return control_figures_offset(memory_bytes, state_room) + sizeof(struct gate_stats);
 }
 
 int control_send(int fd, const struct control_message *message, const int *fds, unsigned count, int flags)

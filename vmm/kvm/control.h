@@ -21,11 +21,24 @@
  *                  the engine copies the pages out of the guest's memory
  *        RESUME ──────────────────────────────►
  *
- *      the shared memfd:   one bit for each page of the memory │ state (HELLO: the description)
- *                          0                                     control_state_offset()
+ *      the shared memfd:   one bit for each page of the memory │ state (HELLO: the description) │ figures
+ *                          0                                     control_state_offset()           of the gate
  *
  * A connection that ends between PAUSE and RESUME lets the guest run again; HOLD keeps it stopped whatever
  * happens.
+ *
+ * The guest's output is held and released over a second connection, so that no release waits for the answer
+ * to a pause. A PAUSE draws a *line* behind all output of the epoch that it ends, if output is held, and its
+ * answer has the line's number:
+ *
+ *      engine, gate's connection                 VMM
+ *        GATE ────────────────────────────────►
+ *        GATE_HOLD ───────────────────────────►  holds from now on
+ *              ◄─────────────────────────────── GATE_EVENT: output waits
+ *                  PAUSE, RESUME on the other connection; the checkpoint is sent and acknowledged
+ *        GATE_RELEASE, the pause's line ──────►  lets out what came before it
+ *
+ * When this connection ends, output stays held, unless GATE said otherwise.
  */
 
 #define CONTROL_VERSION 2u
@@ -48,7 +61,20 @@ enum control_op {
                       for a state, for filling the disk; of a guest that runs, for reading it */
     CONTROL_TELL,  /* argument: a disk's number; with a socket: tell of its changes there (feed.h); without
                       one: no more */
+    CONTROL_GATE,  /* argument: enum control_gate. The visitor becomes the gate. -EBUSY: there is one. Answer:
+                      1, output is held already, else 0 */
+    CONTROL_GATE_HOLD,    /* hold from now on, and draw a line. -ESHUTDOWN */
+    CONTROL_GATE_RELEASE, /* argument: a line */
+    CONTROL_GATE_PASS,    /* hold nothing any more */
+    CONTROL_GATE_SHUT,    /* let nothing out any more; the next GATE undoes it */
+    CONTROL_GATE_FIGURES, /* write struct gate_stats behind the state */
+    CONTROL_GATE_EVENT,   /* from the VMM to its gate, with sequence 0; value: enum hold_event */
     CONTROL_OPS,
+};
+
+enum control_gate {
+    CONTROL_GATE_HOLDS = 1,      /* what was shut is held when it is opened again, and not let out */
+    CONTROL_GATE_FAILS_OPEN = 2, /* when this connection ends everything is let out */
 };
 
 enum control_phase {
@@ -68,6 +94,8 @@ struct control_message {
     uint64_t
         value; /* of a request: its argument. Of an answer: PAUSE, bytes of state; HELLO, of description */
     uint64_t memory_bytes, state_room; /* HELLO */
+    uint64_t line;                     /* of an answer to PAUSE or GATE_HOLD; 0: output is not held */
+    uint64_t held_bytes_max;           /* GATE: the bound of each output */
     char text[ERROR_TEXT_MAX];         /* ends with its NUL; not sent when empty */
 };
 
@@ -84,6 +112,8 @@ size_t control_bytes(const struct control_message *message);
 /* Of the shared memfd. */
 uint64_t control_dirty_bytes(uint64_t memory_bytes);
 uint64_t control_state_offset(uint64_t memory_bytes);
+uint64_t control_figures_offset(uint64_t memory_bytes, uint64_t state_room);
+uint64_t control_shared_bytes(uint64_t memory_bytes, uint64_t state_room);
 
 /* Send a packet with descriptors (count may be 0), receive one. `flags` as send(2) and recv(2) have them.
  * -EAGAIN; receiving: -ECONNRESET when the other side hung up. Descriptors that were not expected are closed.

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/scope.h"
+#include "vmm/kvm/terminal.h"
 #include "vmm/kvm/virtio_devices.h"
 
 #include <assert.h>
@@ -15,13 +16,14 @@
 #define HELD_BYTES (1u << 20)
 
 /* Lines of the PICs, too, so that a guest without an IOAPIC's table finds them. */
-static const unsigned gsis[] = {5, 6, 7, 10, 11, 12, 14, 15, 3};
-static_assert(array_length(gsis) == DEVICES_NETS_MAX + 1 + IMAGES_MAX, "a line for each");
+static const unsigned gsis[] = {5, 6, 7, 10, 11, 12, 14, 15, 3, 13};
+static_assert(array_length(gsis) == DEVICES_NETS_MAX + 2 + IMAGES_MAX, "a line for each");
 
 struct devices {
     struct devices_wanted wanted;
     int taps[DEVICES_NETS_MAX]; /* -1: the device's, or not open */
     struct device *nets[DEVICES_NETS_MAX];
+    struct terminal console;
     struct io *io;
     struct output *output;
     struct images *images;
@@ -50,7 +52,7 @@ bool devices_parse_net(struct devices_wanted *wanted, const char *text)
 /* Disks come last. */
 static unsigned first_disk(const struct devices *devices)
 {
-    return devices->wanted.net_count + devices->wanted.rng;
+    return devices->wanted.net_count + devices->wanted.rng + (devices->wanted.console != NULL);
 }
 
 static unsigned count_of(const struct devices *devices)
@@ -58,13 +60,7 @@ static unsigned count_of(const struct devices *devices)
     return first_disk(devices) + devices->wanted.images.count;
 }
 
-/* The output of a device is held by the engine's gate at its tap (docs/gates.md): here it passes. */
-static void nothing(void *ctx)
-{
-    (void)ctx;
-}
-
-static int open_all(struct devices *devices)
+static int open_all(struct devices *devices, const struct output_events *events)
 {
     for (unsigned i = 0; i < devices->wanted.net_count; i++) {
         const uint8_t *mac = devices->wanted.nets[i].mac;
@@ -80,22 +76,24 @@ static int open_all(struct devices *devices)
     if (r == 0)
         r = images_describe(devices->images, first_disk(devices), devices->description,
                             sizeof devices->description);
-    if (r < 0 || !count_of(devices))
-        return r;
-    const struct output_events events = {.waiting = nothing, .full = nothing};
-    r = io_new(&devices->io);
-    return r < 0 ? r : output_new(&devices->output, devices->io, HELD_BYTES, &events);
+    if (r == 0 && devices->wanted.console)
+        r = terminal_open(&devices->console, "console", devices->wanted.console);
+    if (r == 0)
+        r = io_new(&devices->io);
+    return r < 0 ? r : output_new(&devices->output, devices->io, HELD_BYTES, events);
 }
 
-int devices_open(struct devices **ret_devices, const struct devices_wanted *wanted)
+int devices_open(struct devices **ret_devices, const struct devices_wanted *wanted,
+                 const struct output_events *events)
 {
     struct devices *devices = calloc(1, sizeof *devices);
     if (!devices)
         return error_set(-ENOMEM, "devices: no memory");
     devices->wanted = *wanted;
+    devices->console = TERMINAL_NONE;
     for (unsigned i = 0; i < DEVICES_NETS_MAX; i++)
         devices->taps[i] = -1;
-    int r = open_all(devices);
+    int r = open_all(devices, events);
     if (r < 0) {
         devices_stop(devices);
         devices_free(devices);
@@ -103,6 +101,16 @@ int devices_open(struct devices **ret_devices, const struct devices_wanted *want
     }
     *ret_devices = devices;
     return 0;
+}
+
+struct io *devices_io(struct devices *devices)
+{
+    return devices->io;
+}
+
+struct output *devices_output(struct devices *devices)
+{
+    return devices->output;
 }
 
 const char *devices_description(const struct devices *devices)
@@ -135,8 +143,10 @@ static int add(struct devices *devices, struct machine *machine, unsigned index)
     if (net)
         r = virtio_net_new(&device, &place, devices->taps[index], devices->wanted.nets[index].mac,
                            devices->output);
-    else if (index < first_disk(devices))
+    else if (devices->wanted.rng && index == devices->wanted.net_count)
         r = virtio_rng_new(&device, &place);
+    else if (index < first_disk(devices))
+        r = virtio_console_new(&device, &place, devices->console.in, devices->console.out, devices->output);
     else
         r = images_new_device(devices->images, index - first_disk(devices), &place, &device);
     if (r < 0)
@@ -156,7 +166,7 @@ int devices_add(struct devices *devices, struct machine *machine)
     int r = 0;
     for (unsigned i = 0; r == 0 && i < count_of(devices); i++)
         r = add(devices, machine, i);
-    return r == 0 && devices->io ? io_start(devices->io) : r;
+    return r == 0 ? io_start(devices->io) : r;
 }
 
 void devices_announce(struct devices *devices)
@@ -170,12 +180,13 @@ struct images *devices_images(struct devices *devices)
     return devices->images;
 }
 
-void devices_stop(struct devices *devices)
+uint64_t devices_stop(struct devices *devices)
 {
     if (devices && devices->images)
         images_tell_nobody(devices->images);
     if (devices && devices->io)
         io_stop(devices->io);
+    return devices && devices->output ? output_finish(devices->output) : 0;
 }
 
 void devices_free(struct devices *devices)
@@ -188,5 +199,6 @@ void devices_free(struct devices *devices)
     for (unsigned i = 0; i < DEVICES_NETS_MAX; i++)
         if (devices->taps[i] >= 0)
             close(devices->taps[i]);
+    terminal_close(&devices->console);
     free(devices);
 }

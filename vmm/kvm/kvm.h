@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_VMM_KVM_KVM_H
 #define UNDERSTUDY_VMM_KVM_KVM_H
 
+#include "gate/gate.h"
 #include "vmm/keep.h"
 #include "vmm/vmm.h"
 
@@ -16,6 +17,12 @@
 /* -ENOENT, -ECONNREFUSED: no VMM is there; -EBUSY: it has an engine; -EINVAL: its guest has not been loaded
  * yet. */
 int kvm_attach(struct vmm **ret_source, const char *socket_path);
+
+/* The gate of kvm_attach()'s guest, GATE_VMM: what the guest says at its networks, consoles and its serial
+ * port is held by the VMM. `config` as for gate_open(), but ports are not asked for. What an engine left held
+ * that died stays held, and its guest's. Close it before the guest. -EBUSY: another engine has it. */
+int kvm_gate_open(struct gate **ret_gate, struct vmm *source, const char *socket_path,
+                  const struct gate_config *config, const struct gate_events *events);
 
 /*
  * Launch `argv` (the standby's own command line, with --control socket_path), with "--incoming" appended, and

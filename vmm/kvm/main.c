@@ -6,10 +6,12 @@
 #include "vmm/kvm/devices.h"
 #include "vmm/kvm/legacy.h"
 #include "vmm/kvm/server.h"
+#include "vmm/kvm/terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -28,7 +30,7 @@ struct options {
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng]\n"
+    "                      [--serial WHERE] [--console WHERE] [--net TAP[,MAC]]... [--rng]\n"
     "                      [--disk PATH[,ro][,id=NAME]]... [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
@@ -36,14 +38,17 @@ static const char help[] =
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
-    "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
+    "  --serial WHERE    the guest's serial port: stdio (default), pty (its path is told), or the path of a\n"
+    "                    file, which is appended to, of a FIFO, or of a terminal\n"
+    "  --console WHERE   a console (virtio) in the same places\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
     "  --disk PATH[,ro][,id=NAME]\n"
     "                    a disk (virtio) on this raw file or block device; ro: the guest only reads it;\n"
     "                    NAME on both hosts (default: disk0, disk1 ...); at most 4\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
-    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
+    "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, and SIGUSR1 lets\n"
+    "output out that an engine left held.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
 
 static bool parse_size(const char *text, uint64_t *ret_bytes)
@@ -79,13 +84,19 @@ static int refuse(const char *option, const char *value, const char *allowed)
 /* -1: go on. */
 static int parse(int argc, char **argv, struct options *ret_options)
 {
-    static const struct option names[] = {
-        {"kernel", required_argument, NULL, 'k'},  {"cmdline", required_argument, NULL, 'a'},
-        {"memory", required_argument, NULL, 'm'},  {"cpus", required_argument, NULL, 'c'},
-        {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
-        {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
-        {"disk", required_argument, NULL, 'b'},    {"incoming", no_argument, NULL, 'i'},
-        {"help", no_argument, NULL, 'h'},          {0}};
+    static const struct option names[] = {{"kernel", required_argument, NULL, 'k'},
+                                          {"cmdline", required_argument, NULL, 'a'},
+                                          {"memory", required_argument, NULL, 'm'},
+                                          {"cpus", required_argument, NULL, 'c'},
+                                          {"control", required_argument, NULL, 's'},
+                                          {"serial", required_argument, NULL, 'o'},
+                                          {"net", required_argument, NULL, 'n'},
+                                          {"rng", no_argument, NULL, 'r'},
+                                          {"disk", required_argument, NULL, 'b'},
+                                          {"incoming", no_argument, NULL, 'i'},
+                                          {"console", required_argument, NULL, 'v'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {0}};
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -113,6 +124,9 @@ static int parse(int argc, char **argv, struct options *ret_options)
             break;
         case 'o':
             options.serial = optarg;
+            break;
+        case 'v':
+            options.devices.console = optarg;
             break;
         case 'n':
             if (!devices_parse_net(&options.devices, optarg))
@@ -154,26 +168,8 @@ static int parse(int argc, char **argv, struct options *ret_options)
     return -1;
 }
 
-struct files {
-    int kernel, serial;
-};
-
-static int open_files(const struct options *options, struct files *files)
-{
-    if (strcmp(options->serial, "stdio") == 0)
-        files->serial = STDOUT_FILENO;
-    else
-        files->serial =
-            open(options->serial, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
-    if (files->serial < 0)
-        return error_errno(-errno, "serial %s", options->serial);
-    if (options->incoming)
-        return 0;
-    files->kernel = open(options->kernel, O_RDONLY | O_CLOEXEC);
-    return files->kernel < 0 ? error_errno(-errno, "kernel %s", options->kernel) : 0;
-}
-
 struct vmm_parts {
+    struct terminal serial;
     struct server *server;
     struct devices *devices;
     struct machine *machine;
@@ -198,12 +194,16 @@ static int boot(const struct options *options, int kernel, struct vmm_parts *par
 static int make(const struct options *options, struct vmm_parts *parts)
 {
     struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
-    struct files files = {.kernel = -1};
+    int kernel cleanup_close = -1;
     int r = server_new(&parts->server, options->control, &config);
     if (r == 0)
-        r = open_files(options, &files);
-    if (r == 0)
-        r = devices_open(&parts->devices, &options->devices);
+        r = terminal_open(&parts->serial, "serial port", options->serial);
+    if (r == 0 && !options->incoming && (kernel = open(options->kernel, O_RDONLY | O_CLOEXEC)) < 0)
+        r = error_errno(-errno, "kernel %s", options->kernel);
+    if (r == 0) {
+        const struct output_events events = server_output_events(parts->server);
+        r = devices_open(&parts->devices, &options->devices, &events);
+    }
     if (r == 0)
         r = confine_capabilities();
     if (r == 0) {
@@ -211,7 +211,8 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = machine_new(&parts->machine, &config);
     }
     if (r == 0)
-        r = serial_add(parts->machine, files.serial);
+        r = serial_add(parts->machine, devices_io(parts->devices), devices_output(parts->devices),
+                       parts->serial.in, parts->serial.out);
     if (r == 0)
         r = reset_add(parts->machine);
     if (r == 0)
@@ -219,24 +220,24 @@ static int make(const struct options *options, struct vmm_parts *parts)
     if (r == 0)
         r = devices_add(parts->devices, parts->machine);
     if (r == 0 && !options->incoming)
-        r = boot(options, files.kernel, parts);
-    if (files.kernel >= 0)
-        close(files.kernel);
+        r = boot(options, kernel, parts);
     if (r == 0)
         server_attach_images(parts->server, devices_images(parts->devices));
     if (r == 0)
-        r = server_attach(parts->server, parts->machine, options->incoming, announce, parts);
+        r = server_attach(parts->server, parts->machine, devices_output(parts->devices), options->incoming,
+                          announce, parts);
     return r < 0 ? r : confine_calls();
 }
 
 int main(int argc, char **argv)
 {
     struct options options;
-    struct vmm_parts parts = {0};
+    struct vmm_parts parts = {.serial = TERMINAL_NONE};
     enum machine_end end = MACHINE_CRASHED;
     int code = parse(argc, argv, &options);
     if (code >= 0)
         return code;
+    signal(SIGTTIN, SIG_IGN); /* in the background there is no input: the guest must not be stopped for it */
     prctl(PR_SET_NAME, "understudy-vmm");
     if (make(&options, &parts) == 0)
         end = server_run(parts.server);
@@ -244,9 +245,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "understudy run: %s\n", error_text());
     if (parts.machine)
         machine_pause(parts.machine);
-    devices_stop(parts.devices);
+    uint64_t lost = devices_stop(parts.devices);
+    if (lost)
+        log_notice("%llu bytes of the guest's last output are not let out: no standby knows of them",
+                   (unsigned long long)lost);
     machine_free(parts.machine);
     devices_free(parts.devices);
+    terminal_close(&parts.serial);
     server_free(parts.server);
     return end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
 }

@@ -11,10 +11,12 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct output_port {
     struct output *output;
     struct output_port *next;
+    enum output_kind kind;
     int fd;
     void (*room)(void *ctx);
     void *ctx;
@@ -129,7 +131,7 @@ void output_free(struct output *output)
     free(output);
 }
 
-int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx,
+int output_add(struct output *output, enum output_kind kind, int fd, void (*room)(void *ctx), void *ctx,
                struct output_port **ret_port)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -139,6 +141,7 @@ int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx
     if (!port)
         return error_set(-ENOMEM, "output: no memory");
     port->output = output;
+    port->kind = kind;
     port->fd = fd;
     port->room = room;
     port->ctx = ctx;
@@ -150,12 +153,22 @@ int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx
     return 0;
 }
 
+void output_set_bound(struct output *output, uint64_t held_bytes_max)
+{
+    assert(held_bytes_max >= OUTPUT_BYTES_MAX);
+    scope_lock(&output->lock);
+    output->held_bytes_max = held_bytes_max;
+    for (struct output_port *port = output->ports; port; port = port->next)
+        hold_set_bound(&port->hold, held_bytes_max);
+}
+
 bool output_has_room(struct output_port *port, uint32_t bytes)
 {
     scope_lock(&port->output->lock);
     const struct hold *hold = &port->hold;
-    bool has = port->output->shut ||
-               (hold_frames(hold) < hold->frames_max && bytes <= hold->bytes_max - hold->bytes);
+    bool has =
+        port->output->shut || (hold_frames(hold) < hold->frames_max && hold->bytes <= hold->bytes_max &&
+                               bytes <= hold->bytes_max - hold->bytes);
     port->wants_room |= !has;
     return has;
 }
@@ -174,13 +187,30 @@ static unsigned take_events(struct output_port *port)
     return events;
 }
 
+/* A guest that speaks a byte at a time would otherwise fill the bound with the cost of pieces. With the lock.
+ */
+static bool join(struct output_port *port, const void *data, uint32_t bytes)
+{
+    struct held_frame *newest = port->kind == OUTPUT_STREAM ? hold_newest(&port->hold) : NULL;
+    if (!newest || newest->bytes > OUTPUT_BYTES_MAX - bytes)
+        return false;
+    char *joined = realloc(newest->data, newest->bytes + bytes);
+    if (!joined)
+        return false;
+    newest->data = joined;
+    if (!hold_extend(&port->hold, bytes))
+        return false;
+    memcpy(joined + newest->bytes - bytes, data, bytes);
+    return true;
+}
+
 void output_push(struct output_port *port, void *data, uint32_t bytes)
 {
     struct output *output = port->output;
     struct held_frame frame = {.arrived_ns = clock_now_ns(), .data = data, .bytes = bytes};
     assert(bytes > 0 && bytes <= OUTPUT_BYTES_MAX);
     pthread_mutex_lock(&output->lock);
-    bool kept = hold_push(&port->hold, &frame) == 0;
+    bool joined = join(port, data, bytes), kept = !joined && hold_push(&port->hold, &frame) == 0;
     unsigned events = take_events(port);
     bool ready = hold_ready(&port->hold) && !port->blocked;
     pthread_mutex_unlock(&output->lock);
@@ -239,6 +269,40 @@ void output_shut(struct output *output)
     output->shut = true;
     pthread_mutex_unlock(&output->lock);
     io_ask(&output->work);
+}
+
+void output_reopen(struct output *output, bool holding)
+{
+    scope_lock(&output->lock);
+    if (!output->shut)
+        return;
+    for (struct output_port *port = output->ports; port; port = port->next) {
+        drop_all(port);
+        hold_reopen(&port->hold);
+        if (holding)
+            hold_mark(&port->hold, 0);
+    }
+    output->shut = false;
+    output->holding = holding;
+    output->waiting_told = output->full_told = false;
+}
+
+bool output_holds(struct output *output)
+{
+    scope_lock(&output->lock);
+    return output->holding;
+}
+
+uint64_t output_finish(struct output *output)
+{
+    uint64_t lost = 0;
+    scope_lock(&output->lock);
+    for (struct output_port *port = output->ports; port; port = port->next) {
+        port->blocked = false;
+        let_out(port);
+        lost += output->holding ? port->hold.bytes : 0;
+    }
+    return lost;
 }
 
 void output_get_stats(struct output *output, struct output_stats *ret_stats)

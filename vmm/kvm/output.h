@@ -41,12 +41,20 @@ int output_new(struct output **ret_output, struct io *io, uint64_t held_bytes_ma
 /* After io_stop(), and after the devices that push. What is held is lost. NULL. */
 void output_free(struct output *output);
 
+enum output_kind {
+    OUTPUT_FRAMES, /* each push is one write */
+    OUTPUT_STREAM, /* pieces may be joined and parted */
+};
+
 /* Before io_start(). `fd` stays the caller's and must outlive io; it is made non-blocking. `room(ctx)`, may
  * be NULL, is called after output_has_room() said no, when there may be some, with io's lock and ours: it may
  * io_ask(), no more.
  * -ENOMEM, -errno. */
-int output_add(struct output *output, int fd, void (*room)(void *ctx), void *ctx,
+int output_add(struct output *output, enum output_kind kind, int fd, void (*room)(void *ctx), void *ctx,
                struct output_port **ret_port);
+
+/* Another bound for each port, of at least OUTPUT_BYTES_MAX. What is held beyond it stays. */
+void output_set_bound(struct output *output, uint64_t held_bytes_max);
 
 /* Whether so much can be held now. */
 bool output_has_room(struct output_port *port, uint32_t bytes);
@@ -63,6 +71,12 @@ void output_release(struct output *output, uint64_t epoch);
 void output_pass(struct output *output);
 /* Drop what is held and all that comes. */
 void output_shut(struct output *output);
+/* Where it is shut: pass again, or hold from the first byte on, as after a mark of epoch 0. */
+void output_reopen(struct output *output, bool holding);
+bool output_holds(struct output *output);
+/* After io_stop(): write what may go, as far as the descriptors take it at once. Returns the bytes that wait
+ * for a release, which will not come. */
+uint64_t output_finish(struct output *output);
 
 /* Of all ports together. */
 struct output_stats {

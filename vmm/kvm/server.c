@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/scope.h"
 #include "vmm/kvm/control.h"
+#include "vmm/kvm/gatekeeper.h"
 #include "vmm/vmm.h"
 
 #include <assert.h>
@@ -49,6 +50,7 @@ struct server {
     int listener, signals, wake, epoll;
     struct visitor visitors[VISITORS_MAX];
     struct visitor *engine;
+    struct gatekeeper gate;
     enum control_phase phase;
 
     int shared_fd;
@@ -79,6 +81,7 @@ static bool is_over(const struct server *server)
 
 static void dismiss(struct server *server, struct visitor *visitor)
 {
+    gatekeeper_left(&server->gate, visitor->fd);
     close(take_fd(&visitor->fd)); /* leaves the epoll by itself */
     if (server->engine != visitor)
         return;
@@ -97,6 +100,17 @@ static void tell_engine(struct server *server, enum vmm_event event)
     struct control_message message = {.op = CONTROL_EVENT, .phase = server->phase, .value = event};
     if (server->engine && control_send(server->engine->fd, &message, NULL, 0, MSG_DONTWAIT) < 0)
         dismiss(server, server->engine);
+}
+
+static void tell_gate(struct server *server)
+{
+    int r = gatekeeper_tell(&server->gate, server->phase);
+    for (unsigned i = 0; r < 0 && i < VISITORS_MAX; i++) {
+        if (server->visitors[i].fd == server->gate.fd) {
+            dismiss(server, &server->visitors[i]);
+            return;
+        }
+    }
 }
 
 /* Only who could do as much without us: root, and who runs us. */
@@ -136,6 +150,12 @@ static_assert(IMAGES_MAX <= CONTROL_FDS_MAX, "all disks go with one answer");
 static uint8_t *state_area(const struct server *server)
 {
     return server->shared + control_state_offset(machine_memory_bytes(server->machine));
+}
+
+static struct gate_stats *figures(const struct server *server)
+{
+    uint64_t memory_bytes = machine_memory_bytes(server->machine);
+    return (struct gate_stats *)(server->shared + control_figures_offset(memory_bytes, server->state_room));
 }
 
 static int do_hello(struct server *server, struct visitor *visitor, const struct control_message *request,
@@ -190,6 +210,8 @@ static int do_pause(struct server *server, struct control_message *answer)
     int r = server->phase == CONTROL_RUNNING ? stop(server) : 0;
     if (r == 0)
         r = capture(server, answer);
+    if (r == 0)
+        answer->line = gatekeeper_draw(&server->gate);
     if (r == 0 && server->phase == CONTROL_RUNNING)
         server->phase = CONTROL_PAUSED;
     if (r < 0 && server->phase == CONTROL_RUNNING && !is_over(server)) {
@@ -308,6 +330,8 @@ static int perform(struct server *server, struct visitor *visitor, const struct 
         return do_hello(server, visitor, request, answer, call);
     if (request->op == CONTROL_RETIRE)
         return do_retire(server, visitor);
+    if (gatekeeper_knows(request->op))
+        return gatekeeper_perform(&server->gate, visitor->fd, request, figures(server), answer);
     if (visitor != server->engine)
         return error_set(-EPERM, "operation %u without HELLO", request->op);
     if (!permitted(server, request->op))
@@ -351,7 +375,12 @@ static void on_signal(struct server *server)
     struct signalfd_siginfo info;
     if (read(server->signals, &info, sizeof info) != sizeof info)
         return;
-    if (info.ssi_signo != SIGCONT) {
+    if (info.ssi_signo == SIGUSR1) {
+        if (gatekeeper_let_out(&server->gate) < 0)
+            log_warning("SIGUSR1: %s", error_text());
+        else
+            log_notice("output is not held any more, by SIGUSR1");
+    } else if (info.ssi_signo != SIGCONT) {
         machine_end(server->machine, MACHINE_ENDED, "told to end by signal %u", info.ssi_signo);
     } else if (server->phase == CONTROL_HELD) {
         log_notice("a guest that was held for good is let run by SIGCONT");
@@ -393,6 +422,7 @@ static int open_signals(void)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGCONT);
+    sigaddset(&set, SIGUSR1);
     sigprocmask(SIG_BLOCK, &set, NULL);
     int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return fd < 0 ? error_errno(-errno, "signals") : fd;
@@ -410,6 +440,7 @@ int server_new(struct server **ret_server, const char *control_path, struct mach
     if (!server)
         return error_set(-ENOMEM, "server: no memory");
     server->listener = server->shared_fd = -1;
+    server->gate = GATEKEEPER_NONE;
     for (unsigned i = 0; i < VISITORS_MAX; i++)
         server->visitors[i].fd = -1;
     server->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -418,10 +449,14 @@ int server_new(struct server **ret_server, const char *control_path, struct mach
     int r = server->epoll < 0 || server->wake < 0 ? error_errno(-errno, "server") : 0;
     if (r == 0 && server->signals < 0)
         r = server->signals;
+    if (r == 0)
+        r = gatekeeper_open(&server->gate);
     if (r == 0 && control_path)
         r = server->listener = listen_at(control_path);
     if (r >= 0)
         r = watch(server, &server->wake);
+    if (r == 0)
+        r = watch(server, &server->gate.wake);
     if (r == 0)
         r = watch(server, &server->signals);
     if (r == 0 && control_path)
@@ -447,21 +482,28 @@ void server_free(struct server *server)
     for (size_t i = 0; i < array_length(fds); i++)
         if (fds[i] >= 0)
             close(fds[i]);
+    gatekeeper_close(&server->gate);
     if (server->shared)
         munmap(server->shared, server->shared_bytes);
     free(server);
 }
 
-int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
-                  void *ctx)
+struct output_events server_output_events(struct server *server)
+{
+    return gatekeeper_events(&server->gate);
+}
+
+int server_attach(struct server *server, struct machine *machine, struct output *output, bool incoming,
+                  void (*announce)(void *ctx), void *ctx)
 {
     uint64_t memory_bytes = machine_memory_bytes(machine);
     server->machine = machine;
+    server->gate.output = output;
     server->announce = announce;
     server->announce_ctx = ctx;
     server->phase = incoming ? CONTROL_WAITING : CONTROL_RUNNING;
     server->state_room = machine_state_bytes_max(machine);
-    server->shared_bytes = control_state_offset(memory_bytes) + server->state_room;
+    server->shared_bytes = control_shared_bytes(memory_bytes, server->state_room);
     server->shared_fd = memfd_create("understudy-shared", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (server->shared_fd < 0 || ftruncate(server->shared_fd, (off_t)server->shared_bytes) < 0 ||
         fcntl(server->shared_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
@@ -490,6 +532,8 @@ enum machine_end server_run(struct server *server)
             welcome(server);
         else if (event.data.ptr == &server->signals)
             on_signal(server);
+        else if (event.data.ptr == &server->gate.wake)
+            tell_gate(server);
         else if (event.data.ptr != &server->wake)
             serve(server, event.data.ptr);
     }

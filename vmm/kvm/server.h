@@ -4,12 +4,14 @@
 
 #include "vmm/kvm/images.h"
 #include "vmm/kvm/machine.h"
+#include "vmm/kvm/output.h"
 
 /*
  * The VMM's main thread: it owns the machine, and does what an engine asks (control.h), until the guest is
  * over.
  *
- * SIGTERM and SIGINT end the guest in order; SIGCONT lets a guest run that an engine held for good.
+ * SIGTERM and SIGINT end the guest in order; SIGCONT lets a guest run that an engine held for good; SIGUSR1
+ * lets output out that an engine which is gone left held.
  */
 struct server;
 
@@ -20,10 +22,13 @@ int server_new(struct server **ret_server, const char *control_path, struct mach
 /* Takes NULL. The machine is the caller's. */
 void server_free(struct server *server);
 
-/* From here on `machine` may be asked for; `incoming`: it waits for a state. `announce(ctx)` tells the
- * network where the guest is. */
-int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
-                  void *ctx);
+/* What the guest's output tells, for output_new(). */
+struct output_events server_output_events(struct server *server);
+
+/* From here on `machine` may be asked for, and `output` held; `incoming`: it waits for a state.
+ * `announce(ctx)` tells the network where the guest is. */
+int server_attach(struct server *server, struct machine *machine, struct output *output, bool incoming,
+                  void (*announce)(void *ctx), void *ctx);
 
 /* The disks that the engine is told of. Before server_run(). */
 void server_attach_images(struct server *server, struct images *images);

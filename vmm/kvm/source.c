@@ -27,6 +27,7 @@ struct source {
     bool paused;
     bool our_stop; /* valid while paused: RESUME is ours to say */
     bool kept;     /* hold() or halt(): nothing lets it run when we close */
+    uint64_t line; /* behind the guest's output, of the latest pause; 0: none was drawn */
     size_t state_bytes;
     void *state; /* state_room bytes */
 };
@@ -80,6 +81,7 @@ static int source_pause(struct vmm *vmm)
         return r;
     source->paused = true;
     source->our_stop = answer.phase == CONTROL_PAUSED;
+    source->line = answer.line;
     source->state_bytes = answer.value <= client->state_room ? answer.value : 0;
     return 0;
 }
@@ -148,6 +150,7 @@ static int source_resume(struct vmm *vmm)
     struct source *source = of(vmm);
     assert(source->paused);
     source->paused = source->kept = false;
+    source->line = 0;
     return source->our_stop ? client_call(&source->guest.client, CONTROL_RESUME, 0, NULL) : 0;
 }
 
@@ -180,6 +183,18 @@ static int source_disks_open_all(struct vmm *vmm, const struct vmm_disk_sink *si
 static void source_disks_close_all(struct vmm *vmm)
 {
     source_disks_close(&of(vmm)->disks, &of(vmm)->guest.client);
+}
+
+uint64_t kvm_guest_line(const struct vmm *source)
+{
+    return ((const struct source *)source)->line;
+}
+
+void kvm_guest_figures(const struct vmm *source, struct gate_stats *ret_figures)
+{
+    const struct client *client = &((const struct source *)source)->guest.client;
+    memcpy(ret_figures, client->shared + control_figures_offset(client->memory_bytes, client->state_room),
+           sizeof *ret_figures);
 }
 
 static void source_close(struct vmm *vmm)

@@ -126,7 +126,7 @@ int virtio_console_new(struct device **ret_device, const struct virtio_place *pl
     struct console *console = calloc(1, sizeof *console);
     if (!console)
         return error_set(-ENOMEM, "virtio-console: no memory");
-    int rc = output_add(output, out_fd, on_room, console, &console->port);
+    int rc = output_add(output, OUTPUT_STREAM, out_fd, on_room, console, &console->port);
     if (rc) {
         free(console);
         return error_add(rc, "virtio-console");

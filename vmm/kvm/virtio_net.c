@@ -148,7 +148,7 @@ int virtio_net_new(struct device **ret_device, const struct virtio_place *place,
     struct net *net = calloc(1, sizeof *net);
     if (!net)
         return error_set(-ENOMEM, "virtio-net: no memory");
-    int rc = output_add(output, fd, NULL, NULL, &net->port);
+    int rc = output_add(output, OUTPUT_FRAMES, fd, NULL, NULL, &net->port);
     if (rc) {
         free(net);
         return error_add(rc, "virtio-net");
