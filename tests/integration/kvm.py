@@ -65,7 +65,7 @@ class KvmPair(Pair):
 
 class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
-    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT = range(1, 13)
+    LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT, RELEASE = range(1, 14)
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
     HEAD = struct.Struct("=IIiIQQQ")
 
@@ -93,4 +93,4 @@ class Control:
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
 
     def greet(self):
-        return self(self.HELLO, 1)
+        return self(self.HELLO, 2)

@@ -2,6 +2,7 @@
 """Guests of our own VMM: protected, taken over, moved; the VMM's confinement and its control socket."""
 import errno
 import os
+import re
 import signal
 import time
 
@@ -76,7 +77,19 @@ def pauses(run, interval, epochs):
                    pause_budget="100ms", pause_limit="1s").up()  # however many pages: no live rounds before
     status = pair.wait_epochs(epochs, seconds=100)
     return (f"every {interval}: {status['dirty_pages']['p50']:.0f} pages, pause p50 {status['pause_ms']['p50']:.2f} ms, "
-            f"parts {status['pause_parts_p50_ms']}")
+            f"parts {status['pause_parts_p50_ms']}; {stood_still(pair)}")
+
+
+def stood_still(pair):
+    """What the VMM says when its engine has left: how long the guest did not run."""
+    engine = pair.engines["alpha"]
+    engine.signal(signal.SIGTERM)
+    engine.wait(20)
+
+    def line():
+        with open(pair.log("alpha-vmm")) as log:
+            return re.search("the guest (stood still .*)", log.read())
+    return wait_for("the VMM says how long its guest stood still", 10, line, pair.story).group(1)
 
 
 def test_pause_few_pages(run):

@@ -41,6 +41,10 @@ void client_close(struct client *client);
 int client_call(struct client *client, enum control_op op, uint64_t argument,
                 struct control_message *ret_answer);
 
+/* RELEASE: the guest runs on, which nobody waits for. That it could not (the VMM is gone) is found by the
+ * next call. */
+int client_release(struct client *client);
+
 /* The next event; VMM_EVENT_NONE when there is none. */
 enum vmm_event client_event(struct client *client);
 

@@ -19,16 +19,16 @@
  *        PAUSE ───────────────────────────────►  vCPUs stopped, devices quiet
  *              ◄─────────────────────────────── in the shared memfd: what was written, the device state
  *                  the engine copies the pages out of the guest's memory
- *        RESUME ──────────────────────────────►
+ *        RELEASE ─────────────────────────────►
  *
  *      the shared memfd:   one bit for each page of the memory │ state (HELLO: the description)
  *                          0                                     control_state_offset()
  *
- * A connection that ends between PAUSE and RESUME lets the guest run again; HOLD keeps it stopped whatever
+ * A connection that ends between PAUSE and RELEASE lets the guest run again; HOLD keeps it stopped whatever
  * happens.
  */
 
-#define CONTROL_VERSION 1u
+#define CONTROL_VERSION 2u
 
 enum control_op {
     CONTROL_LOOK = 1, /* only the phase; from anybody */
@@ -36,7 +36,7 @@ enum control_op {
     CONTROL_TRACK,    /* begin the dirty log */
     CONTROL_SCAN,     /* fetch it without clearing anything */
     CONTROL_PAUSE,    /* stop; fetch and clear the log; save */
-    CONTROL_RESUME,   /* undo PAUSE or HOLD */
+    CONTROL_RESUME,   /* undo PAUSE or HOLD, and say so */
     CONTROL_HOLD,     /* stop for good */
     CONTROL_LOAD,     /* argument: bytes of state in the shared memfd */
     CONTROL_RUN,      /* what was loaded */
@@ -44,6 +44,8 @@ enum control_op {
     CONTROL_RETIRE,   /* end a guest that is held; from anybody, while there is no engine but who asks.
                          -EADDRINUSE: it is   not */
     CONTROL_EVENT,    /* from the VMM, with sequence 0; value: enum vmm_event */
+    CONTROL_RELEASE,  /* RESUME; answered only when it is refused, since the guest that it wakes would have
+                         the processor before the answer */
     CONTROL_OPS,
 };
 

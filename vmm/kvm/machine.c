@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/kvm/machine_internal.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/kvm/ioctl.h"
@@ -255,11 +256,19 @@ void machine_resume(struct machine *machine)
     pthread_cond_broadcast(&machine->changed);
 }
 
+uint64_t machine_stood_ns(struct machine *machine)
+{
+    scope_lock(&machine->lock);
+    return machine->stood_ns;
+}
+
 static void park_cpus(struct machine *machine)
 {
     scope_lock(&machine->lock);
     if (!machine->stopped) {
         machine->stopped = true;
+        machine->stopped_ns = clock_now_ns();
+        machine->stood_ns = 0;
         for (unsigned i = 0; i < machine->config.cpus; i++)
             vcpu_kick(&machine->vcpus[i]);
     }

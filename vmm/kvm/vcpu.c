@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/kvm/machine_internal.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/kvm/ioctl.h"
@@ -29,7 +30,8 @@ static bool go_inside(struct vcpu *vcpu)
     if (machine->ending)
         return false;
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
-    machine->inside++;
+    if (++machine->inside == machine->config.cpus)
+        machine->stood_ns = clock_now_ns() - machine->stopped_ns;
     return true;
 }
 
