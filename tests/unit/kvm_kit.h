@@ -92,10 +92,16 @@ static inline void *map(struct machine *machine)
     return memory;
 }
 
+/* What was ever written; `to` is new, or has lent its guest to `from`. */
 static inline void copy_memory(struct machine *to, struct machine *from)
 {
-    void *new = map(to), *old = map(from);
-    memcpy(new, old, MEMORY);
+    uint8_t *new = map(to), *old = map(from);
+    int fd = machine_memory_fd(from);
+    off_t end = 0;
+    for (off_t at; (at = lseek(fd, end, SEEK_DATA)) >= 0;) {
+        end = lseek(fd, at, SEEK_HOLE);
+        memcpy(new + at, old + at, (size_t)(end - at));
+    }
     munmap(new, MEMORY);
     munmap(old, MEMORY);
 }
