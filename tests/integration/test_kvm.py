@@ -7,7 +7,7 @@ import signal
 import time
 
 import clients
-from kvm import WORDS, Control, KvmPair
+from kvm import WORDS, Control, KvmPair, program
 from processes import Process
 from test_faults import PRIMARY
 from test_migrate import migrate
@@ -237,6 +237,24 @@ def test_confinement(run):
             check(int(status[key], 16) == 0, f"thread {task} ({status['Name']}) has {key} {status[key]}")
         check(status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", f"thread {task}: {status}")
     pair.wait_ticks("alpha", 2)
+
+
+def test_dirty_log(run):
+    """A dirty ring is used if it proves itself, or it is said what is wrong with it; either way nothing is missed."""
+    pair = KvmPair(run, more=("--dirty-log", "auto")).up()
+    pair.wait_epochs(10)
+    check(not pair.verify()["differing"], "memory differs", pair.story)
+    with open(pair.log("alpha-vmm")) as log:
+        chosen = re.search("dirty log: (ring|bitmap; .+)", log.read())
+    check(chosen, "the VMM does not say which log it uses", pair.story)
+    vmm = Process("VMM with a ring", [program(run), "--kernel", "/dev/null", "--memory", "2M", "--dirty-log", "ring"],
+                  pair.log("ring-vmm"))
+    vmm.wait(20)
+    with open(pair.log("ring-vmm")) as log:
+        text = log.read()
+    refused = "understudy run: dirty ring: " in text
+    check(refused == (chosen.group(1) != "ring"), f"chosen was {chosen.group(1)}, and with a ring: {text}")
+    return chosen.group(0)
 
 
 # --- the control socket ---

@@ -23,6 +23,7 @@ struct runner {
     struct machine *machine;
     int output;
     unsigned cpus;
+    bool dirty_ring;
     atomic_bool over;
     enum machine_end why;
 };
@@ -38,8 +39,11 @@ static inline void on_ended(void *ctx, enum machine_end why, const char *text)
 static inline struct machine *new_machine(struct runner *runner)
 {
     struct machine *machine;
-    const struct machine_config config = {
-        .memory_bytes = MEMORY, .cpus = runner->cpus, .ended = on_ended, .ctx = runner};
+    const struct machine_config config = {.memory_bytes = MEMORY,
+                                          .cpus = runner->cpus,
+                                          .dirty_ring = runner->dirty_ring,
+                                          .ended = on_ended,
+                                          .ctx = runner};
     int r = machine_new(&machine, &config);
     if (r < 0) {
         print_message("skipped: %s\n", error_text());
@@ -51,15 +55,21 @@ static inline struct machine *new_machine(struct runner *runner)
     return machine;
 }
 
-static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+static inline void runner_begin_with(struct runner *runner, unsigned cpus, const char *command_line,
+                                     bool dirty_ring)
 {
-    *runner = (struct runner){.cpus = cpus};
+    *runner = (struct runner){.cpus = cpus, .dirty_ring = dirty_ring};
     runner->output = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->output >= 0);
     runner->machine = new_machine(runner);
     int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
     if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
         fail_msg("%s", error_text());
+}
+
+static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+{
+    runner_begin_with(runner, cpus, command_line, false);
 }
 
 static inline void said(struct runner *runner, char *to, size_t room)

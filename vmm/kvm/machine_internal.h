@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_VMM_KVM_MACHINE_INTERNAL_H
 #define UNDERSTUDY_VMM_KVM_MACHINE_INTERNAL_H
 
+#include "vmm/kvm/dirty_ring.h"
 #include "vmm/kvm/machine.h"
 
 #include <assert.h>
@@ -21,6 +22,7 @@ struct vcpu {
     unsigned index;
     int fd;
     struct kvm_run *run; /* the kernel's, run_bytes long */
+    struct dirty_ring ring;
     pthread_t thread;
     bool threaded, arrived; /* the latter under the lock */
 };
@@ -41,6 +43,7 @@ struct machine {
     uint8_t *memory_map;
     struct guest_memory memory;
     bool tracked;
+    pthread_mutex_t ring_lock; /* of all vCPUs' rings; leaf */
 
     struct bus bus;
 
@@ -61,6 +64,12 @@ struct machine {
     bool quiet;          /* the bus is; the owner's alone */
     atomic_bool over;
 };
+
+int machine_set_slot(struct machine *machine, unsigned index, uint32_t flags);
+
+/* dirty_log.c: what the vCPUs' rings hold is marked; `protect`: and writes to it are told anew. Any thread.
+ */
+int machine_empty_rings(struct machine *machine, bool protect);
 
 /* vcpu.c */
 int vcpu_new(struct machine *machine, unsigned index);

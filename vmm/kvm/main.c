@@ -24,11 +24,14 @@ struct options {
     unsigned cpus;
     struct devices_wanted devices;
     bool incoming;
+    enum { LOG_BITMAP, LOG_RING, LOG_AUTO } log;
 };
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
+    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--dirty-log "
+    "bitmap|ring|auto]\n"
+    "                      [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --cmdline TEXT    its command line\n"
@@ -38,6 +41,9 @@ static const char help[] =
     "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
+    "  --dirty-log WHAT  which of KVM's logs tells what the guest wrote: bitmap (default); ring; auto: ring, "
+    "if it\n"
+    "                    proves itself at the start, else bitmap\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
@@ -66,6 +72,18 @@ static bool parse_cpus(const char *text, unsigned *ret_cpus)
     return true;
 }
 
+static bool parse_log(const char *text, struct options *options)
+{
+    static const char *const names[] = {[LOG_BITMAP] = "bitmap", [LOG_RING] = "ring", [LOG_AUTO] = "auto"};
+    for (unsigned i = 0; i < array_length(names); i++) {
+        if (strcmp(text, names[i]) == 0) {
+            options->log = i;
+            return true;
+        }
+    }
+    return false;
+}
+
 static int refuse(const char *option, const char *value, const char *allowed)
 {
     fprintf(stderr, "understudy run: --%s %s: allowed are %s\n", option, value, allowed);
@@ -83,6 +101,7 @@ static int parse(int argc, char **argv, struct options *ret_options)
                                           {"serial", required_argument, NULL, 'o'},
                                           {"net", required_argument, NULL, 'n'},
                                           {"rng", no_argument, NULL, 'r'},
+                                          {"dirty-log", required_argument, NULL, 'd'},
                                           {"incoming", no_argument, NULL, 'i'},
                                           {"help", no_argument, NULL, 'h'},
                                           {0}};
@@ -120,6 +139,10 @@ static int parse(int argc, char **argv, struct options *ret_options)
             break;
         case 'r':
             options.devices.rng = true;
+            break;
+        case 'd':
+            if (!parse_log(optarg, &options))
+                return refuse("dirty-log", optarg, "bitmap, ring and auto");
             break;
         case 'i':
             options.incoming = true;
@@ -188,6 +211,18 @@ static int boot(const struct options *options, int kernel, struct vmm_parts *par
     return r < 0 ? r : machine_boot(parts->machine, kernel, options->kernel, command_line);
 }
 
+/* A ring that does not prove itself is not used, whatever was said. */
+static int choose_log(const struct options *options, struct machine_config *config)
+{
+    int r = options->log == LOG_BITMAP ? -EOPNOTSUPP : machine_prove_ring();
+    config->dirty_ring = r == 0;
+    if (r == 0)
+        log_notice("dirty log: ring");
+    else if (options->log == LOG_AUTO)
+        log_notice("dirty log: bitmap; %s", error_text());
+    return options->log == LOG_RING ? r : 0;
+}
+
 /* What is opened comes first, then threads, and then nothing of either any more. */
 static int make(const struct options *options, struct vmm_parts *parts)
 {
@@ -202,8 +237,10 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = confine_capabilities();
     if (r == 0) {
         config.description = devices_description(parts->devices);
-        r = machine_new(&parts->machine, &config);
+        r = choose_log(options, &config);
     }
+    if (r == 0)
+        r = machine_new(&parts->machine, &config);
     if (r == 0)
         r = serial_add(parts->machine, files.serial);
     if (r == 0)

@@ -105,6 +105,10 @@ static void handle(struct vcpu *vcpu)
     case KVM_EXIT_MMIO:
         access_memory(vcpu);
         break;
+    case KVM_EXIT_DIRTY_RING_FULL:
+        if (machine_empty_rings(machine, true) < 0)
+            machine_end(machine, MACHINE_CRASHED, "vCPU %u: %s", vcpu->index, error_text());
+        break;
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
         break;
@@ -181,7 +185,7 @@ int vcpu_new(struct machine *machine, unsigned index)
     if (run == MAP_FAILED)
         return error_errno(-errno, "memory shared with KVM");
     vcpu->run = run;
-    return 0;
+    return machine->config.dirty_ring ? dirty_ring_map(&vcpu->ring, vcpu->fd, DIRTY_RING_ENTRIES) : 0;
 }
 
 int vcpu_start(struct vcpu *vcpu)
@@ -206,6 +210,7 @@ void vcpu_free(struct vcpu *vcpu)
 {
     if (vcpu->threaded)
         pthread_join(vcpu->thread, NULL);
+    dirty_ring_unmap(&vcpu->ring);
     if (vcpu->run)
         munmap(vcpu->run, vcpu->machine->run_bytes);
     if (vcpu->fd >= 0)
