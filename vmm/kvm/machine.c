@@ -262,9 +262,11 @@ void machine_resume(struct machine *machine)
     if (machine->quiet)
         bus_resume(&machine->bus);
     machine->quiet = false;
-    scope_lock(&machine->lock);
-    machine->stopped = false;
-    pthread_cond_broadcast(&machine->changed);
+    {
+        scope_lock(&machine->lock);
+        machine->stopped = false;
+    }
+    pthread_cond_broadcast(&machine->changed); /* who wakes finds the lock free */
 }
 
 uint64_t machine_stood_ns(struct machine *machine)

@@ -39,10 +39,14 @@ static bool go_inside(struct vcpu *vcpu)
 static bool go_outside(struct vcpu *vcpu)
 {
     struct machine *machine = vcpu->machine;
-    scope_lock(&machine->lock);
-    if (!machine->stopped)
-        return false;
-    if (--machine->inside == 0)
+    bool last;
+    {
+        scope_lock(&machine->lock);
+        if (!machine->stopped)
+            return false;
+        last = --machine->inside == 0;
+    }
+    if (last)
         pthread_cond_broadcast(&machine->changed);
     return true;
 }
