@@ -12,10 +12,10 @@
 /*
  * The dirty log of a machine: KVM's, of what vCPUs wrote, and guest_memory.h's, of what we wrote ourselves.
  *
- *      bitmap   KVM keeps the bits; fetching and protecting again are two requests
- *      rings    emptied into our own marks: at the pause, when somebody looks, and when one is full. Pages
- * are protected again at the pause and for a full ring; between two pauses that loses nothing, since the
- * marks stay until the pause takes them
+ * The bitmap is KVM's; fetching it and protecting the pages again are two requests. Rings are emptied into
+ * our own marks: at the pause, when somebody looks, and when one is full. Pages are protected again at the
+ * pause and for a full ring; between two pauses that loses nothing, since the marks stay until a pause takes
+ * them.
  */
 
 #define CLEAR_PAGES (1u << 20) /* of the bitmap, at once */
