@@ -31,7 +31,8 @@ int dirty_ring_map(struct dirty_ring *ring, int vcpu, uint32_t entries);
 void dirty_ring_unmap(struct dirty_ring *ring);
 
 /* Mark what it says; returns how many entries. A page that does not exist makes all marked: then what is
- * dirty is not known. KVM_RESET_DIRTY_RINGS is the caller's, before any vCPU's ring is emptied anew. */
+ * dirty is not known. The entries are free after KVM_RESET_DIRTY_RINGS, which is the caller's. One at a time.
+ */
 unsigned dirty_ring_empty(struct dirty_ring *ring, struct guest_memory *memory);
 
 /*

@@ -29,9 +29,8 @@ struct options {
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--dirty-log "
-    "bitmap|ring|auto]\n"
-    "                      [--incoming]\n\n"
+    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n"
+    "                      [--dirty-log bitmap|ring|auto]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --cmdline TEXT    its command line\n"
@@ -41,9 +40,8 @@ static const char help[] =
     "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
-    "  --dirty-log WHAT  which of KVM's logs tells what the guest wrote: bitmap (default); ring; auto: ring, "
-    "if it\n"
-    "                    proves itself at the start, else bitmap\n"
+    "  --dirty-log LOG   how KVM tells what the guest wrote: bitmap (default); ring, which must\n"
+    "                    prove itself at the start; auto: ring if it does, else bitmap\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
