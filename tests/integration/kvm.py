@@ -92,5 +92,10 @@ class Control:
         assert sequence == self.sequence, f"answer {sequence} to request {self.sequence}"
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
 
+    def tell(self, operation):
+        """A request that is not answered unless it is refused."""
+        self.sequence += 1
+        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, 0, 0, 0))
+
     def greet(self):
         return self(self.HELLO, 2)

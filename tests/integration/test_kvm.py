@@ -288,6 +288,10 @@ def test_held_and_let_go(run):
         check(engine(Control.LOAD)[0] == -errno.EINVAL, "a running guest is loaded")
         check(engine(Control.TRACK)[0] == 0 and engine(Control.PAUSE)[:2] == (0, Control.PAUSED), "not paused")
         check(engine(Control.PAUSE)[0] == -errno.EINVAL, "paused twice")
+        engine.tell(Control.RELEASE)
+        check(engine(Control.LOOK)[:2] == (0, Control.RUNNING), "released, and it does not run")
+        check(engine(Control.RELEASE)[0] == -errno.EINVAL, "released while it runs")
+        check(engine(Control.PAUSE)[:2] == (0, Control.PAUSED), "not paused again")
         check(pair.ticking(1) == [], "a paused guest runs")
     check(pair.ticking(2) == ["alpha"], "the engine hung up, and the guest stands still")
     with Control(path) as engine:

@@ -57,7 +57,7 @@ void machine_resume(struct machine *machine);
 int machine_pause(struct machine *machine);
 
 /* How long the guest stood still the last time: from the order to stop until each vCPU was about to enter the
- * guest again. 0: it has not run on yet. Of a machine that was stopped before. */
+ * guest again. 0: it has not run on yet, or was never stopped. */
 uint64_t machine_stood_ns(struct machine *machine);
 
 /* Memory: one memfd, sealed at its size. Offset = address, less the hole for what lies above it. */

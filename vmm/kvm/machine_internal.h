@@ -59,7 +59,7 @@ struct machine {
     pthread_cond_t changed;
     unsigned inside; /* vCPUs in the guest, or handling its exits */
     bool stopped, ending;
-    uint64_t stopped_ns; /* when it was stopped last */
+    uint64_t stopped_ns; /* when it was stopped last; 0: never */
     uint64_t stood_ns;   /* from there until all vCPUs ran again; 0: they do not */
     bool quiet;          /* the bus is; the owner's alone */
     atomic_bool over;

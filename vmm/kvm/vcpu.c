@@ -30,7 +30,7 @@ static bool go_inside(struct vcpu *vcpu)
     if (machine->ending)
         return false;
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
-    if (++machine->inside == machine->config.cpus)
+    if (++machine->inside == machine->config.cpus && machine->stopped_ns)
         machine->stood_ns = clock_now_ns() - machine->stopped_ns;
     return true;
 }
