@@ -23,6 +23,7 @@ struct vcpu {
     int fd;
     struct kvm_run *run; /* the kernel's, run_bytes long */
     struct dirty_ring ring;
+    unsigned full_in_vain; /* its ring was full, and nothing could be taken out of any; in a row */
     pthread_t thread;
     bool threaded, arrived; /* the latter under the lock */
 };
@@ -67,8 +68,8 @@ struct machine {
 
 int machine_set_slot(struct machine *machine, unsigned index, uint32_t flags);
 
-/* dirty_log.c: what the vCPUs' rings hold is marked; `protect`: and writes to it are told anew. Any thread.
- */
+/* dirty_log.c: what the vCPUs' rings hold is marked; `protect`: and writes to it are told anew; returns how
+ * many entries that made free. Any thread. */
 int machine_empty_rings(struct machine *machine, bool protect);
 
 /* vcpu.c */

@@ -13,7 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-#define KICK SIGUSR1
+#define KICK     SIGUSR1
+#define FULL_MAX 1000
 
 static void on_kick(int number)
 {
@@ -98,6 +99,18 @@ static void internal_error(struct vcpu *vcpu)
                 bytes[0] ? bytes : " no instruction told");
 }
 
+/* Another may have emptied it meanwhile; but one that stays full keeps its vCPU out of the guest for ever. */
+static void ring_full(struct vcpu *vcpu)
+{
+    int freed = machine_empty_rings(vcpu->machine, true);
+    vcpu->full_in_vain = freed > 0 ? 0 : vcpu->full_in_vain + 1;
+    if (freed < 0)
+        machine_end(vcpu->machine, MACHINE_CRASHED, "vCPU %u: %s", vcpu->index, error_text());
+    else if (vcpu->full_in_vain == FULL_MAX)
+        machine_end(vcpu->machine, MACHINE_CRASHED, "vCPU %u: its dirty ring is full, and has no entry",
+                    vcpu->index);
+}
+
 static void handle(struct vcpu *vcpu)
 {
     const struct kvm_run *run = vcpu->run;
@@ -110,8 +123,7 @@ static void handle(struct vcpu *vcpu)
         access_memory(vcpu);
         break;
     case KVM_EXIT_DIRTY_RING_FULL:
-        if (machine_empty_rings(machine, true) < 0)
-            machine_end(machine, MACHINE_CRASHED, "vCPU %u: %s", vcpu->index, error_text());
+        ring_full(vcpu);
         break;
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
