@@ -53,6 +53,9 @@ static unsigned run(unsigned cpus, const char *command_line, bool disturbed, cha
         if (moves % NEW_EACH == 0) {
             machine_free(spare);
             spare = NULL;
+            said(&runner, text, sizeof text);
+            if (strstr(text, "CORRUPT")) /* it stands still then */
+                break;
         }
         move(&runner, &spare);
         moves++;
@@ -60,7 +63,7 @@ static unsigned run(unsigned cpus, const char *command_line, bool disturbed, cha
     machine_free(spare);
     said(&runner, text, sizeof text);
     const char *result = strstr(text, "\nresult ");
-    if (!atomic_load(&runner.over) || runner.why != MACHINE_ENDED || !result || strstr(text, "corrupt"))
+    if (!atomic_load(&runner.over) || runner.why != MACHINE_ENDED || !result || strstr(text, "CORRUPT"))
         fail_msg("the guest did not end well after %u moves: %s", moves, text);
     snprintf(ret_result, room, "%.*s", (int)strcspn(result + 8, "\n\r"), result + 8);
     runner_end(&runner);
