@@ -80,7 +80,7 @@ class KvmPair(Pair):
 class Control:
     """A visitor at a VMM's control socket, built by hand from vmm/kvm/control.h."""
     (LOOK, HELLO, TRACK, SCAN, PAUSE, RESUME, HOLD, LOAD, RUN, ANNOUNCE, RETIRE, EVENT, DISKS, TELL,
-     GATE, GATE_HOLD, GATE_RELEASE, GATE_PASS, GATE_SHUT, GATE_FIGURES, GATE_EVENT) = range(1, 22)
+     GATE, GATE_HOLD, GATE_RELEASE, GATE_PASS, GATE_SHUT, GATE_FIGURES, GATE_EVENT, RELEASE) = range(1, 23)
     GATE_HOLDS, GATE_FAILS_OPEN = 1, 2
     BOUND = 1 << 20
     WAITING, LOADED, RUNNING, PAUSED, HELD = range(5)
@@ -113,6 +113,11 @@ class Control:
                 self.events.append((answered, value))
         assert sequence == self.sequence, f"answer {sequence} to request {self.sequence}"
         return code, phase, packet[self.HEAD.size:].rstrip(b"\0").decode()
+
+    def tell(self, operation):
+        """A request that is not answered unless it is refused."""
+        self.sequence += 1
+        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, 0, 0, 0))
 
     def greet(self):
         return self(self.HELLO, 2)

@@ -2,11 +2,12 @@
 """Guests of our own VMM: protected, taken over, moved; the VMM's confinement and its control socket."""
 import errno
 import os
+import re
 import signal
 import time
 
 import clients
-from kvm import WORDS, Control, KvmPair
+from kvm import WORDS, Control, KvmPair, program
 from processes import Process
 from test_faults import PRIMARY
 from test_migrate import migrate
@@ -76,7 +77,19 @@ def pauses(run, interval, epochs):
                    pause_budget="100ms", pause_limit="1s").up()  # however many pages: no live rounds before
     status = pair.wait_epochs(epochs, seconds=100)
     return (f"every {interval}: {status['dirty_pages']['p50']:.0f} pages, pause p50 {status['pause_ms']['p50']:.2f} ms, "
-            f"parts {status['pause_parts_p50_ms']}")
+            f"parts {status['pause_parts_p50_ms']}; {stood_still(pair)}")
+
+
+def stood_still(pair):
+    """What the VMM says when its engine has left: how long the guest did not run."""
+    engine = pair.engines["alpha"]
+    engine.signal(signal.SIGTERM)
+    engine.wait(20)
+
+    def line():
+        with open(pair.log("alpha-vmm")) as log:
+            return re.search("the guest (stood still .*)", log.read())
+    return wait_for("the VMM says how long its guest stood still", 10, line, pair.story).group(1)
 
 
 def test_pause_few_pages(run):
@@ -207,6 +220,24 @@ def test_confinement(run):
     pair.wait_ticks("alpha", 2)
 
 
+def test_dirty_log(run):
+    """A dirty ring is used if it proves itself, or it is said what is wrong with it; either way nothing is missed."""
+    pair = KvmPair(run, more=("--dirty-log", "auto")).up()
+    pair.wait_epochs(10)
+    check(not pair.verify()["differing"], "memory differs", pair.story)
+    with open(pair.log("alpha-vmm")) as log:
+        chosen = re.search("dirty log: (ring|bitmap; .+)", log.read())
+    check(chosen, "the VMM does not say which log it uses", pair.story)
+    vmm = Process("VMM with a ring", [program(run), "--kernel", "/dev/null", "--memory", "2M", "--dirty-log", "ring"],
+                  pair.log("ring-vmm"))
+    vmm.wait(20)
+    with open(pair.log("ring-vmm")) as log:
+        text = log.read()
+    refused = "understudy run: dirty ring: " in text
+    check(refused == (chosen.group(1) != "ring"), f"chosen was {chosen.group(1)}, and with a ring: {text}")
+    return chosen.group(0)
+
+
 # --- the control socket ---
 
 def test_one_engine(run):
@@ -238,6 +269,10 @@ def test_held_and_let_go(run):
         check(engine(Control.LOAD)[0] == -errno.EINVAL, "a running guest is loaded")
         check(engine(Control.TRACK)[0] == 0 and engine(Control.PAUSE)[:2] == (0, Control.PAUSED), "not paused")
         check(engine(Control.PAUSE)[0] == -errno.EINVAL, "paused twice")
+        engine.tell(Control.RELEASE)
+        check(engine(Control.LOOK)[:2] == (0, Control.RUNNING), "released, and it does not run")
+        check(engine(Control.RELEASE)[0] == -errno.EINVAL, "released while it runs")
+        check(engine(Control.PAUSE)[:2] == (0, Control.PAUSED), "not paused again")
         check(pair.ticking(1) == [], "a paused guest runs")
     check(pair.ticking(2) == ["alpha"], "the engine hung up, and the guest stands still")
     with Control(path) as engine:

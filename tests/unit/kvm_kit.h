@@ -25,6 +25,7 @@ struct runner {
     struct output *output;
     int said;
     unsigned cpus;
+    bool dirty_ring;
     atomic_bool over;
     enum machine_end why;
 };
@@ -45,8 +46,11 @@ static inline void nothing(void *ctx)
 static inline struct machine *new_machine(struct runner *runner)
 {
     struct machine *machine;
-    const struct machine_config config = {
-        .memory_bytes = MEMORY, .cpus = runner->cpus, .ended = on_ended, .ctx = runner};
+    const struct machine_config config = {.memory_bytes = MEMORY,
+                                          .cpus = runner->cpus,
+                                          .dirty_ring = runner->dirty_ring,
+                                          .ended = on_ended,
+                                          .ctx = runner};
     int r = machine_new(&machine, &config);
     if (r < 0) {
         print_message("skipped: %s\n", error_text());
@@ -61,15 +65,21 @@ static inline struct machine *new_machine(struct runner *runner)
     return machine;
 }
 
-static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+static inline void runner_begin_with(struct runner *runner, unsigned cpus, const char *command_line,
+                                     bool dirty_ring)
 {
-    *runner = (struct runner){.cpus = cpus};
+    *runner = (struct runner){.cpus = cpus, .dirty_ring = dirty_ring};
     runner->said = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->said >= 0);
     runner->machine = new_machine(runner);
     int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
     if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
         fail_msg("%s", error_text());
+}
+
+static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+{
+    runner_begin_with(runner, cpus, command_line, false);
 }
 
 /* With what new_machine() made for it. */
@@ -113,10 +123,16 @@ static inline void *map(struct machine *machine)
     return memory;
 }
 
+/* What was ever written; `to` is new, or has lent its guest to `from`. */
 static inline void copy_memory(struct machine *to, struct machine *from)
 {
-    void *new = map(to), *old = map(from);
-    memcpy(new, old, MEMORY);
+    uint8_t *new = map(to), *old = map(from);
+    int fd = machine_memory_fd(from);
+    off_t end = 0;
+    for (off_t at; (at = lseek(fd, end, SEEK_DATA)) >= 0;) {
+        end = lseek(fd, at, SEEK_HOLE);
+        memcpy(new + at, old + at, (size_t)(end - at));
+    }
     munmap(new, MEMORY);
     munmap(old, MEMORY);
 }

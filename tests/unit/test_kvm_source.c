@@ -67,6 +67,8 @@ static void *play(void *argument)
             answer.memory_bytes = MEMORY;
             answer.state_room = ROOM;
         }
+        if (request.op == CONTROL_RELEASE)
+            continue;
         if (request.op == CONTROL_PAUSE)
             do_pause(&answer);
         if (request.op == CONTROL_PAUSE && fake.conduct == ANSWERS_LATE) {

@@ -137,6 +137,18 @@ static int call(struct client *client, enum control_op op, uint64_t argument, in
     return error_set(ret_answer->code, "VMM %d: %s", client->pid, ret_answer->text);
 }
 
+int client_release(struct client *client)
+{
+    struct control_message request = {.op = CONTROL_RELEASE, .sequence = ++client->sequence};
+    if (client->over)
+        return error_set(-ECONNRESET, "VMM %d is gone", client->pid);
+    int r = control_send(client->fd, &request, NULL, 0, MSG_DONTWAIT);
+    if (r < 0)
+        return error_add(r, "VMM %d", client->pid);
+    client->phase = CONTROL_RUNNING;
+    return 0;
+}
+
 static void close_all(int *fds, unsigned count)
 {
     while (count)

@@ -45,6 +45,10 @@ int client_call(struct client *client, enum control_op op, uint64_t argument,
 int client_give(struct client *client, enum control_op op, uint64_t argument, int fd);
 int client_fetch(struct client *client, enum control_op op, unsigned expected, int *ret_fds);
 
+/* RELEASE: the guest runs on, which nobody waits for. That it could not (the VMM is gone) is found by the
+ * next call. */
+int client_release(struct client *client);
+
 /* The next event; VMM_EVENT_NONE when there is none. */
 enum vmm_event client_event(struct client *client);
 

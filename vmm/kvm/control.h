@@ -19,12 +19,12 @@
  *        PAUSE ───────────────────────────────►  vCPUs stopped, devices quiet
  *              ◄─────────────────────────────── in the shared memfd: what was written, the device state
  *                  the engine copies the pages out of the guest's memory
- *        RESUME ──────────────────────────────►
+ *        RELEASE ─────────────────────────────►
  *
  *      the shared memfd:   one bit for each page of the memory │ state (HELLO: the description) │ figures
  *                          0                                     control_state_offset()           of the gate
  *
- * A connection that ends between PAUSE and RESUME lets the guest run again; HOLD keeps it stopped whatever
+ * A connection that ends between PAUSE and RELEASE lets the guest run again; HOLD keeps it stopped whatever
  * happens.
  *
  * The guest's output is held and released over a second connection, so that no release waits for the answer
@@ -49,7 +49,7 @@ enum control_op {
     CONTROL_TRACK,    /* begin the dirty log */
     CONTROL_SCAN,     /* fetch it without clearing anything */
     CONTROL_PAUSE,    /* stop; fetch and clear the log; save */
-    CONTROL_RESUME,   /* undo PAUSE or HOLD */
+    CONTROL_RESUME,   /* undo PAUSE or HOLD, and say so */
     CONTROL_HOLD,     /* stop for good */
     CONTROL_LOAD,     /* argument: bytes of state in the shared memfd */
     CONTROL_RUN,      /* what was loaded */
@@ -69,6 +69,8 @@ enum control_op {
     CONTROL_GATE_SHUT,    /* let nothing out any more; the next GATE undoes it */
     CONTROL_GATE_FIGURES, /* write struct gate_stats behind the state */
     CONTROL_GATE_EVENT,   /* from the VMM to its gate, with sequence 0; value: enum hold_event */
+    CONTROL_RELEASE, /* RESUME; answered only when it is refused, since the guest that it wakes would have
+                        the processor before the answer */
     CONTROL_OPS,
 };
 

@@ -96,3 +96,10 @@ void guest_memory_take_dirty(struct guest_memory *memory, unsigned slot, uint64_
         if (__atomic_load_n(&dirty[i], __ATOMIC_RELAXED))
             to[i] |= __atomic_exchange_n(&dirty[i], 0, __ATOMIC_RELAXED);
 }
+
+void guest_memory_look_dirty(const struct guest_memory *memory, unsigned slot, uint64_t *to)
+{
+    assert(slot < memory->slot_count);
+    for (size_t i = 0; i < GUEST_SLOT_WORDS(memory->slots[slot].bytes); i++)
+        to[i] |= __atomic_load_n(&memory->slots[slot].dirty[i], __ATOMIC_RELAXED);
+}

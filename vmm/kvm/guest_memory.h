@@ -52,5 +52,7 @@ int guest_memory_write(struct guest_memory *memory, uint64_t gpa, const void *fr
 void guest_memory_mark(struct guest_memory *memory, uint64_t gpa, uint64_t bytes);
 /* Adds (by or) the marks of a slot to `to`, GUEST_SLOT_WORDS words, and clears them. */
 void guest_memory_take_dirty(struct guest_memory *memory, unsigned slot, uint64_t *to);
+/* Adds them and leaves them; while the guest runs, some come too late to be seen. */
+void guest_memory_look_dirty(const struct guest_memory *memory, unsigned slot, uint64_t *to);
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/kvm/machine_internal.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/kvm/ioctl.h"
@@ -32,12 +33,10 @@
  * The devices are made quiet after the vCPUs have parked: nobody can ask for more then.
  *
  * The memory is one memfd, so that the engine maps it once; KVM has it as two slots with the hole of 32-bit
- * devices between. The dirty log is KVM's for what vCPUs wrote, and guest_memory.h's for what we wrote
- * ourselves.
+ * devices between. The dirty log is in dirty_log.c.
  */
 
 #define TSS_ADDRESS 0xfffbd000u /* three pages that KVM wants for itself, in the hole */
-#define CLEAR_PAGES (1u << 20)  /* of the dirty log, at once */
 #define DESCRIPTION 4096
 #define API_VERSION 12
 
@@ -107,6 +106,22 @@ static int enable(struct machine *machine, unsigned capability, uint64_t argumen
     return kvm_call(machine->vm, KVM_ENABLE_CAP, &cap);
 }
 
+/* The ring wants all pages protected when it begins, which INITIALLY_SET leaves for later. */
+static int choose_log(struct machine *machine)
+{
+    if (machine->config.dirty_ring) {
+        unsigned capability = dirty_ring_capability(machine->vm, DIRTY_RING_ENTRIES);
+        return capability ? enable(machine, capability, DIRTY_RING_ENTRIES * sizeof(struct kvm_dirty_gfn))
+                          : error_set(-EOPNOTSUPP, "/dev/kvm: this kernel lacks KVM_CAP_DIRTY_LOG_RING");
+    }
+    /* Pages are protected when we say so: otherwise fetching the log would walk all of the guest's tables. */
+    uint64_t manual = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
+    int offered = ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+    if (offered & KVM_DIRTY_LOG_INITIALLY_SET)
+        manual |= KVM_DIRTY_LOG_INITIALLY_SET;
+    return enable(machine, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, manual);
+}
+
 static int make_chips(struct machine *machine)
 {
     struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
@@ -120,15 +135,10 @@ static int make_chips(struct machine *machine)
         r = enable(machine, KVM_CAP_EXCEPTION_PAYLOAD, 1);
     if (r >= 0)
         r = enable(machine, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
-    /* Pages are protected when we say so: otherwise fetching the log would walk all of the guest's tables. */
-    uint64_t manual = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
-    int offered = ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
-    if (offered & KVM_DIRTY_LOG_INITIALLY_SET)
-        manual |= KVM_DIRTY_LOG_INITIALLY_SET;
-    return r < 0 ? r : enable(machine, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, manual);
+    return r < 0 ? r : choose_log(machine);
 }
 
-static int set_slot(struct machine *machine, unsigned index, uint32_t flags)
+int machine_set_slot(struct machine *machine, unsigned index, uint32_t flags)
 {
     const struct guest_slot *slot = &machine->memory.slots[index];
     struct kvm_userspace_memory_region region = {.slot = index,
@@ -154,7 +164,7 @@ static int make_memory(struct machine *machine)
     if (r == 0 && bytes > low)
         r = guest_memory_add(&machine->memory, MACHINE_HIGH, bytes - low, machine->memory_map + low);
     for (unsigned i = 0; r == 0 && i < machine->memory.slot_count; i++)
-        r = set_slot(machine, i, 0);
+        r = machine_set_slot(machine, i, 0);
     return r;
 }
 
@@ -199,6 +209,7 @@ int machine_new(struct machine **ret_machine, const struct machine_config *confi
         machine->vcpus[i].fd = -1;
     machine->stopped = machine->quiet = true;
     pthread_mutex_init(&machine->lock, NULL);
+    pthread_mutex_init(&machine->ring_lock, NULL);
     pthread_cond_init(&machine->changed, NULL);
     int r = open_kvm(machine);
     if (r == 0)
@@ -239,6 +250,7 @@ void machine_free(struct machine *machine)
         close(machine->memory_fd);
     free(machine->scratch);
     pthread_cond_destroy(&machine->changed);
+    pthread_mutex_destroy(&machine->ring_lock);
     pthread_mutex_destroy(&machine->lock);
     free(machine);
 }
@@ -250,9 +262,17 @@ void machine_resume(struct machine *machine)
     if (machine->quiet)
         bus_resume(&machine->bus);
     machine->quiet = false;
+    {
+        scope_lock(&machine->lock);
+        machine->stopped = false;
+    }
+    pthread_cond_broadcast(&machine->changed); /* who wakes finds the lock free */
+}
+
+uint64_t machine_stood_ns(struct machine *machine)
+{
     scope_lock(&machine->lock);
-    machine->stopped = false;
-    pthread_cond_broadcast(&machine->changed);
+    return machine->stood_ns;
 }
 
 static void park_cpus(struct machine *machine)
@@ -260,6 +280,8 @@ static void park_cpus(struct machine *machine)
     scope_lock(&machine->lock);
     if (!machine->stopped) {
         machine->stopped = true;
+        machine->stopped_ns = clock_now_ns();
+        machine->stood_ns = 0;
         for (unsigned i = 0; i < machine->config.cpus; i++)
             vcpu_kick(&machine->vcpus[i]);
     }
@@ -326,77 +348,6 @@ static void set_line(void *ctx, unsigned gsi, bool level)
 struct interrupt machine_interrupt(struct machine *machine, unsigned gsi)
 {
     return (struct interrupt){.set = set_line, .ctx = machine, .gsi = gsi};
-}
-
-size_t machine_dirty_bytes(const struct machine *machine)
-{
-    size_t words = 0;
-    for (unsigned i = 0; i < machine->memory.slot_count; i++)
-        words += GUEST_SLOT_WORDS(machine->memory.slots[i].bytes);
-    return words * sizeof(uint64_t);
-}
-
-bool machine_tracked(const struct machine *machine)
-{
-    return machine->tracked;
-}
-
-void machine_untrack(struct machine *machine)
-{
-    for (unsigned i = 0; machine->tracked && i < machine->memory.slot_count; i++)
-        set_slot(machine, i, 0); /* what fails costs speed, nothing else */
-    machine->tracked = false;
-}
-
-/* Protect the pages whose bits are set, in pieces: KVM holds its lock while it works at one. */
-static int clear_log(struct machine *machine, unsigned index, uint64_t *bitmap)
-{
-    uint64_t pages = machine->memory.slots[index].bytes / GUEST_MEMORY_PAGE;
-    for (uint64_t first = 0; first < pages; first += CLEAR_PAGES) {
-        uint64_t count = pages - first < CLEAR_PAGES ? pages - first : CLEAR_PAGES;
-        struct kvm_clear_dirty_log clear = {.slot = index,
-                                            .first_page = first,
-                                            .num_pages = (uint32_t)count,
-                                            .dirty_bitmap = bitmap + first / 64};
-        int r = kvm_call(machine->vm, KVM_CLEAR_DIRTY_LOG, &clear);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
-int machine_track(struct machine *machine)
-{
-    uint64_t *all cleanup_free = malloc(machine_dirty_bytes(machine));
-    if (!all)
-        return error_set(-ENOMEM, "dirty log: no memory");
-    memset(all, 0xff, machine_dirty_bytes(machine));
-    int r = 0;
-    for (unsigned i = 0; r >= 0 && i < machine->memory.slot_count; i++) {
-        if (!machine->tracked)
-            r = set_slot(machine, i, KVM_MEM_LOG_DIRTY_PAGES);
-        if (r >= 0)
-            r = clear_log(machine, i, all);
-    }
-    machine->tracked |= r >= 0;
-    return r;
-}
-
-int machine_dirty(struct machine *machine, bool clear, uint64_t *bitmap)
-{
-    assert(machine->tracked && (!clear || machine->quiet));
-    for (unsigned i = 0; i < machine->memory.slot_count; i++) {
-        struct kvm_dirty_log log = {.slot = i, .dirty_bitmap = bitmap};
-        int r = kvm_call(machine->vm, KVM_GET_DIRTY_LOG, &log);
-        if (r >= 0 && clear)
-            r = clear_log(machine, i, bitmap);
-        if (r < 0)
-            return r;
-        if (clear)
-            guest_memory_take_dirty(&machine->memory, i, bitmap);
-        bitmap += GUEST_SLOT_WORDS(machine->memory.slots[i].bytes);
-    }
-    return 0;
 }
 
 /* To what the guest's counter is measured: KVM's measure of one clock differs by some ppm at each boot, and

@@ -33,6 +33,7 @@ enum machine_end {
 struct machine_config {
     uint64_t memory_bytes; /* multiple of 2 MiB */
     unsigned cpus;
+    bool dirty_ring;         /* KVM's dirty rings instead of its bitmap, as machine_prove_ring() found good */
     const char *description; /* further lines of machine_describe(); the caller's; NULL: none */
     /* The guest is over, for this reason; on a vCPU's thread, at most once. */
     void (*ended)(void *ctx, enum machine_end why, const char *text);
@@ -55,6 +56,10 @@ int machine_boot(struct machine *machine, int fd, const char *path, const char *
 void machine_resume(struct machine *machine);
 int machine_pause(struct machine *machine);
 
+/* How long the guest stood still the last time: from the order to stop until each vCPU was about to enter the
+ * guest again. 0: it has not run on yet, or was never stopped. */
+uint64_t machine_stood_ns(struct machine *machine);
+
 /* Memory: one memfd, sealed at its size. Offset = address, less the hole for what lies above it. */
 int machine_memory_fd(const struct machine *machine);
 uint64_t machine_memory_bytes(const struct machine *machine);
@@ -74,13 +79,15 @@ void machine_end(struct machine *machine, enum machine_end why, const char *form
 /*
  * Dirty log, one bit a page of the memfd. machine_track() begins it: from then on each write sets a bit.
  * machine_dirty() puts the bits into `bitmap` (machine_dirty_bytes() long). With `clear` it begins anew,
- * which is exact only while the machine is paused (asserted); without, what we wrote ourselves is left out.
+ * which is exact only while the machine is paused (asserted).
  */
 size_t machine_dirty_bytes(const struct machine *machine);
 int machine_track(struct machine *machine);
 void machine_untrack(struct machine *machine);
 bool machine_tracked(const struct machine *machine);
 int machine_dirty(struct machine *machine, bool clear, uint64_t *bitmap);
+/* May this kernel's dirty rings be trusted (dirty_ring.h)? -EOPNOTSUPP, with what is wrong. */
+int machine_prove_ring(void);
 
 /* The device state (state.h) of a paused machine, at most machine_state_bytes_max(). */
 size_t machine_state_bytes_max(const struct machine *machine);

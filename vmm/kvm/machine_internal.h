@@ -2,6 +2,7 @@
 #ifndef UNDERSTUDY_VMM_KVM_MACHINE_INTERNAL_H
 #define UNDERSTUDY_VMM_KVM_MACHINE_INTERNAL_H
 
+#include "vmm/kvm/dirty_ring.h"
 #include "vmm/kvm/machine.h"
 
 #include <assert.h>
@@ -21,6 +22,8 @@ struct vcpu {
     unsigned index;
     int fd;
     struct kvm_run *run; /* the kernel's, run_bytes long */
+    struct dirty_ring ring;
+    unsigned full_in_vain; /* its ring was full, and nothing could be taken out of any; in a row */
     pthread_t thread;
     bool threaded, arrived; /* the latter under the lock */
 };
@@ -41,6 +44,7 @@ struct machine {
     uint8_t *memory_map;
     struct guest_memory memory;
     bool tracked;
+    pthread_mutex_t ring_lock; /* of all vCPUs' rings; leaf */
 
     struct bus bus;
 
@@ -56,9 +60,17 @@ struct machine {
     pthread_cond_t changed;
     unsigned inside; /* vCPUs in the guest, or handling its exits */
     bool stopped, ending;
-    bool quiet; /* the bus is; the owner's alone */
+    uint64_t stopped_ns; /* when it was stopped last; 0: never */
+    uint64_t stood_ns;   /* from there until all vCPUs ran again; 0: they do not */
+    bool quiet;          /* the bus is; the owner's alone */
     atomic_bool over;
 };
+
+int machine_set_slot(struct machine *machine, unsigned index, uint32_t flags);
+
+/* dirty_log.c: what the vCPUs' rings hold is marked; `protect`: and writes to it are told anew; returns how
+ * many entries that made free. Any thread. */
+int machine_empty_rings(struct machine *machine, bool protect);
 
 /* vcpu.c */
 int vcpu_new(struct machine *machine, unsigned index);

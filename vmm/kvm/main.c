@@ -26,12 +26,13 @@ struct options {
     unsigned cpus;
     struct devices_wanted devices;
     bool incoming;
+    enum { LOG_BITMAP, LOG_RING, LOG_AUTO } log;
 };
 
 static const char help[] =
     "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
     "                      [--serial WHERE] [--console WHERE] [--net TAP[,MAC]]... [--rng]\n"
-    "                      [--disk PATH[,ro][,id=NAME]]... [--incoming]\n\n"
+    "                      [--disk PATH[,ro][,id=NAME]]... [--incoming] [--dirty-log bitmap|ring|auto]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --cmdline TEXT    its command line\n"
@@ -46,6 +47,8 @@ static const char help[] =
     "  --disk PATH[,ro][,id=NAME]\n"
     "                    a disk (virtio) on this raw file or block device; ro: the guest only reads it;\n"
     "                    NAME on both hosts (default: disk0, disk1 ...); at most 4\n"
+    "  --dirty-log LOG   how KVM tells what the guest wrote: bitmap (default); ring, which must\n"
+    "                    prove itself at the start; auto: ring if it does, else bitmap\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, and SIGUSR1 lets\n"
     "output out that an engine left held.\n"
@@ -75,6 +78,18 @@ static bool parse_cpus(const char *text, unsigned *ret_cpus)
     return true;
 }
 
+static bool parse_log(const char *text, struct options *options)
+{
+    static const char *const names[] = {[LOG_BITMAP] = "bitmap", [LOG_RING] = "ring", [LOG_AUTO] = "auto"};
+    for (unsigned i = 0; i < array_length(names); i++) {
+        if (strcmp(text, names[i]) == 0) {
+            options->log = i;
+            return true;
+        }
+    }
+    return false;
+}
+
 static int refuse(const char *option, const char *value, const char *allowed)
 {
     fprintf(stderr, "understudy run: --%s %s: allowed are %s\n", option, value, allowed);
@@ -84,19 +99,14 @@ static int refuse(const char *option, const char *value, const char *allowed)
 /* -1: go on. */
 static int parse(int argc, char **argv, struct options *ret_options)
 {
-    static const struct option names[] = {{"kernel", required_argument, NULL, 'k'},
-                                          {"cmdline", required_argument, NULL, 'a'},
-                                          {"memory", required_argument, NULL, 'm'},
-                                          {"cpus", required_argument, NULL, 'c'},
-                                          {"control", required_argument, NULL, 's'},
-                                          {"serial", required_argument, NULL, 'o'},
-                                          {"net", required_argument, NULL, 'n'},
-                                          {"rng", no_argument, NULL, 'r'},
-                                          {"disk", required_argument, NULL, 'b'},
-                                          {"incoming", no_argument, NULL, 'i'},
-                                          {"console", required_argument, NULL, 'v'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {0}};
+    static const struct option names[] = {
+        {"kernel", required_argument, NULL, 'k'},  {"cmdline", required_argument, NULL, 'a'},
+        {"memory", required_argument, NULL, 'm'},  {"cpus", required_argument, NULL, 'c'},
+        {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
+        {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
+        {"disk", required_argument, NULL, 'b'},    {"dirty-log", required_argument, NULL, 'd'},
+        {"incoming", no_argument, NULL, 'i'},      {"console", required_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},          {0}};
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -140,6 +150,10 @@ static int parse(int argc, char **argv, struct options *ret_options)
                 return refuse("disk", optarg,
                               "4 of PATH, with ,ro and ,id=NAME behind it, each name once and of at most 20 "
                               "letters, digits, '-', '_' and '.'");
+            break;
+        case 'd':
+            if (!parse_log(optarg, &options))
+                return refuse("dirty-log", optarg, "bitmap, ring and auto");
             break;
         case 'i':
             options.incoming = true;
@@ -190,6 +204,18 @@ static int boot(const struct options *options, int kernel, struct vmm_parts *par
     return r < 0 ? r : machine_boot(parts->machine, kernel, options->kernel, command_line);
 }
 
+/* A ring that does not prove itself is not used, whatever was said. */
+static int choose_log(const struct options *options, struct machine_config *config)
+{
+    int r = options->log == LOG_BITMAP ? -EOPNOTSUPP : machine_prove_ring();
+    config->dirty_ring = r == 0;
+    if (r == 0)
+        log_notice("dirty log: ring");
+    else if (options->log == LOG_AUTO)
+        log_notice("dirty log: bitmap; %s", error_text());
+    return options->log == LOG_RING ? r : 0;
+}
+
 /* What is opened comes first, then threads, and then nothing of either any more. */
 static int make(const struct options *options, struct vmm_parts *parts)
 {
@@ -208,8 +234,10 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = confine_capabilities();
     if (r == 0) {
         config.description = devices_description(parts->devices);
-        r = machine_new(&parts->machine, &config);
+        r = choose_log(options, &config);
     }
+    if (r == 0)
+        r = machine_new(&parts->machine, &config);
     if (r == 0)
         r = serial_add(parts->machine, devices_io(parts->devices), devices_output(parts->devices),
                        parts->serial.in, parts->serial.out);

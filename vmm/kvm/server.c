@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/kvm/server.h"
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/histogram.h"
 #include "base/log.h"
 #include "base/scope.h"
 #include "vmm/kvm/control.h"
@@ -52,6 +54,8 @@ struct server {
     struct visitor *engine;
     struct gatekeeper gate;
     enum control_phase phase;
+    bool released;          /* the engine's last pause is over, and not counted yet */
+    struct histogram stood; /* how long the guest stood still for its engine, ns */
 
     int shared_fd;
     uint8_t *shared;
@@ -79,6 +83,26 @@ static bool is_over(const struct server *server)
 
 /* --- who is connected --- */
 
+/* The last pause, as soon as its end is known: before the next, or before its engine leaves. */
+static void count_stood(struct server *server)
+{
+    uint64_t stood_ns = machine_stood_ns(server->machine);
+    if (server->released && stood_ns)
+        histogram_add(&server->stood, stood_ns);
+    server->released = false;
+}
+
+/* What no engine sees, since its own pause ends when it has said RELEASE. */
+static void tell_stood(struct server *server)
+{
+    const struct histogram *stood = &server->stood;
+    if (stood->count)
+        log_notice("the guest stood still %llu times, p50 %.3f p99 %.3f longest %.3f ms",
+                   (unsigned long long)stood->count, (double)histogram_percentile(stood, 50) / NS_PER_MS,
+                   (double)histogram_percentile(stood, 99) / NS_PER_MS, (double)stood->max / NS_PER_MS);
+    histogram_reset(&server->stood);
+}
+
 static void dismiss(struct server *server, struct visitor *visitor)
 {
     gatekeeper_left(&server->gate, visitor->fd);
@@ -87,6 +111,8 @@ static void dismiss(struct server *server, struct visitor *visitor)
         return;
     server->engine = NULL;
     images_tell_nobody(server->images);
+    count_stood(server);
+    tell_stood(server);
     machine_untrack(server->machine);
     if (server->phase == CONTROL_PAUSED) {
         log_warning("the engine hung up while it held the guest; it runs on");
@@ -199,6 +225,7 @@ static int capture(struct server *server, struct control_message *answer)
 
 static int stop(struct server *server)
 {
+    count_stood(server);
     int r = machine_pause(server->machine);
     if (r == 0 && is_over(server))
         r = error_set(-ESRCH, "the guest is over: %s", server->end_text);
@@ -226,6 +253,7 @@ static int do_pause(struct server *server, struct control_message *answer)
 static int do_resume(struct server *server)
 {
     machine_resume(server->machine);
+    server->released = server->phase == CONTROL_PAUSED;
     server->phase = CONTROL_RUNNING;
     return 0;
 }
@@ -284,6 +312,7 @@ static bool permitted(const struct server *server, uint32_t op)
     case CONTROL_PAUSE:
         return phase == CONTROL_RUNNING || phase == CONTROL_HELD;
     case CONTROL_RESUME:
+    case CONTROL_RELEASE:
         return phase == CONTROL_PAUSED || phase == CONTROL_HELD;
     case CONTROL_ANNOUNCE:
         return phase == CONTROL_RUNNING;
@@ -303,6 +332,7 @@ static int obey(struct server *server, const struct control_message *request, st
     case CONTROL_PAUSE:
         return do_pause(server, answer);
     case CONTROL_RESUME:
+    case CONTROL_RELEASE:
     case CONTROL_RUN:
         return do_resume(server);
     case CONTROL_HOLD:
@@ -351,6 +381,8 @@ static int handle(struct server *server, struct visitor *visitor, const struct c
         snprintf(answer.text, sizeof answer.text, "%s", error_text());
     if (call.came >= 0)
         close(call.came);
+    if (request->op == CONTROL_RELEASE && answer.code == 0)
+        return 0;
     return control_send(visitor->fd, &answer, call.give, answer.code < 0 ? 0 : call.give_count, MSG_DONTWAIT);
 }
 

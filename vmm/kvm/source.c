@@ -151,7 +151,7 @@ static int source_resume(struct vmm *vmm)
     assert(source->paused);
     source->paused = source->kept = false;
     source->line = 0;
-    return source->our_stop ? client_call(&source->guest.client, CONTROL_RESUME, 0, NULL) : 0;
+    return source->our_stop ? client_release(&source->guest.client) : 0;
 }
 
 static int source_hold(struct vmm *vmm)

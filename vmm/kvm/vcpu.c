@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmm/kvm/machine_internal.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/kvm/ioctl.h"
@@ -12,7 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-#define KICK SIGUSR1
+#define KICK     SIGUSR1
+#define FULL_MAX 1000
 
 static void on_kick(int number)
 {
@@ -29,7 +31,8 @@ static bool go_inside(struct vcpu *vcpu)
     if (machine->ending)
         return false;
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
-    machine->inside++;
+    if (++machine->inside == machine->config.cpus && machine->stopped_ns)
+        machine->stood_ns = clock_now_ns() - machine->stopped_ns;
     return true;
 }
 
@@ -37,10 +40,14 @@ static bool go_inside(struct vcpu *vcpu)
 static bool go_outside(struct vcpu *vcpu)
 {
     struct machine *machine = vcpu->machine;
-    scope_lock(&machine->lock);
-    if (!machine->stopped)
-        return false;
-    if (--machine->inside == 0)
+    bool last;
+    {
+        scope_lock(&machine->lock);
+        if (!machine->stopped)
+            return false;
+        last = --machine->inside == 0;
+    }
+    if (last)
         pthread_cond_broadcast(&machine->changed);
     return true;
 }
@@ -92,6 +99,18 @@ static void internal_error(struct vcpu *vcpu)
                 bytes[0] ? bytes : " no instruction told");
 }
 
+/* Another may have emptied it meanwhile; but one that stays full keeps its vCPU out of the guest for ever. */
+static void ring_full(struct vcpu *vcpu)
+{
+    int freed = machine_empty_rings(vcpu->machine, true);
+    vcpu->full_in_vain = freed > 0 ? 0 : vcpu->full_in_vain + 1;
+    if (freed < 0)
+        machine_end(vcpu->machine, MACHINE_CRASHED, "vCPU %u: %s", vcpu->index, error_text());
+    else if (vcpu->full_in_vain == FULL_MAX)
+        machine_end(vcpu->machine, MACHINE_CRASHED, "vCPU %u: its dirty ring is full, and has no entry",
+                    vcpu->index);
+}
+
 static void handle(struct vcpu *vcpu)
 {
     const struct kvm_run *run = vcpu->run;
@@ -102,6 +121,9 @@ static void handle(struct vcpu *vcpu)
         break;
     case KVM_EXIT_MMIO:
         access_memory(vcpu);
+        break;
+    case KVM_EXIT_DIRTY_RING_FULL:
+        ring_full(vcpu);
         break;
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
@@ -179,7 +201,7 @@ int vcpu_new(struct machine *machine, unsigned index)
     if (run == MAP_FAILED)
         return error_errno(-errno, "memory shared with KVM");
     vcpu->run = run;
-    return 0;
+    return machine->config.dirty_ring ? dirty_ring_map(&vcpu->ring, vcpu->fd, DIRTY_RING_ENTRIES) : 0;
 }
 
 int vcpu_start(struct vcpu *vcpu)
@@ -204,6 +226,7 @@ void vcpu_free(struct vcpu *vcpu)
 {
     if (vcpu->threaded)
         pthread_join(vcpu->thread, NULL);
+    dirty_ring_unmap(&vcpu->ring);
     if (vcpu->run)
         munmap(vcpu->run, vcpu->machine->run_bytes);
     if (vcpu->fd >= 0)
