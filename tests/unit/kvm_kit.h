@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
+#include "vmm/kvm/boot.h"
 #include "vmm/kvm/legacy.h"
 #include "vmm/kvm/machine.h"
 
@@ -51,15 +52,21 @@ static inline struct machine *new_machine(struct runner *runner)
     return machine;
 }
 
+static inline void boot(struct runner *runner, const char *command_line)
+{
+    int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
+    const struct boot_files files = {.kernel = kernel, .kernel_path = BARE_GUEST, .initrd = -1};
+    if (machine_boot(runner->machine, &files, command_line) < 0)
+        fail_msg("%s", error_text());
+}
+
 static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
 {
     *runner = (struct runner){.cpus = cpus};
     runner->output = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->output >= 0);
     runner->machine = new_machine(runner);
-    int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
-    if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
-        fail_msg("%s", error_text());
+    boot(runner, command_line);
 }
 
 static inline void said(struct runner *runner, char *to, size_t room)

@@ -17,12 +17,11 @@
  */
 struct machine;
 
-#define MACHINE_CPUS_MAX         64
-#define MACHINE_MEMORY_MIN       (2ull << 20)
-#define MACHINE_MEMORY_MAX       (4ull << 40)
-#define MACHINE_HOLE             0xc0000000ull /* RAM lies below it and, what is more, from 4 GiB on */
-#define MACHINE_HIGH             0x100000000ull
-#define MACHINE_COMMAND_LINE_MAX 2048
+#define MACHINE_CPUS_MAX   64
+#define MACHINE_MEMORY_MIN (2ull << 20)
+#define MACHINE_MEMORY_MAX (4ull << 40)
+#define MACHINE_HOLE       0xc0000000ull /* RAM lies below it and, what is more, from 4 GiB on */
+#define MACHINE_HIGH       0x100000000ull
 
 enum machine_end {
     MACHINE_GOES_ON,
@@ -45,9 +44,9 @@ int machine_new(struct machine **ret_machine, const struct machine_config *confi
 /* The vCPUs are stopped for good. Takes NULL. */
 void machine_free(struct machine *machine);
 
-/* Put the kernel (an ELF with a PVH entry, open as `fd`) into memory and vCPU 0 before its first instruction.
- */
-int machine_boot(struct machine *machine, int fd, const char *path, const char *command_line);
+/* Put a kernel (boot.h) into memory and vCPU 0 before its first instruction. */
+struct boot_files;
+int machine_boot(struct machine *machine, const struct boot_files *files, const char *command_line);
 
 /* Let vCPUs and devices go on; not a guest that is over. Stop them: afterwards no vCPU is in the guest or
  * handles an exit, each has completed what it was doing for the guest, and the devices are quiet. Both are

@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/scope.h"
+#include "vmm/kvm/boot.h"
 #include "vmm/kvm/confine.h"
 #include "vmm/kvm/devices.h"
 #include "vmm/kvm/legacy.h"
@@ -19,7 +20,7 @@
 enum { EXIT_RAN = 0, EXIT_BROKE = 1, EXIT_ARGUMENTS = 2 };
 
 struct options {
-    const char *kernel, *command_line, *control, *serial;
+    const char *kernel, *initrd, *command_line, *control, *serial;
     uint64_t memory_bytes;
     unsigned cpus;
     struct devices_wanted devices;
@@ -27,10 +28,12 @@ struct options {
 };
 
 static const char help[] =
-    "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
+    "Usage: understudy run --kernel FILE [--initrd FILE] [--cmdline TEXT] [--memory SIZE] [--cpus N]\n"
+    "                      [--control SOCKET] [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] "
+    "[--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
-    "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
+    "  --kernel FILE     a Linux bzImage, or a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
+    "  --initrd FILE     its initial RAM disk\n"
     "  --cmdline TEXT    its command line\n"
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
@@ -75,17 +78,13 @@ static int refuse(const char *option, const char *value, const char *allowed)
 /* -1: go on. */
 static int parse(int argc, char **argv, struct options *ret_options)
 {
-    static const struct option names[] = {{"kernel", required_argument, NULL, 'k'},
-                                          {"cmdline", required_argument, NULL, 'a'},
-                                          {"memory", required_argument, NULL, 'm'},
-                                          {"cpus", required_argument, NULL, 'c'},
-                                          {"control", required_argument, NULL, 's'},
-                                          {"serial", required_argument, NULL, 'o'},
-                                          {"net", required_argument, NULL, 'n'},
-                                          {"rng", no_argument, NULL, 'r'},
-                                          {"incoming", no_argument, NULL, 'i'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {0}};
+    static const struct option names[] = {
+        {"kernel", required_argument, NULL, 'k'},  {"initrd", required_argument, NULL, 'd'},
+        {"cmdline", required_argument, NULL, 'a'}, {"memory", required_argument, NULL, 'm'},
+        {"cpus", required_argument, NULL, 'c'},    {"control", required_argument, NULL, 's'},
+        {"serial", required_argument, NULL, 'o'},  {"net", required_argument, NULL, 'n'},
+        {"rng", no_argument, NULL, 'r'},           {"incoming", no_argument, NULL, 'i'},
+        {"help", no_argument, NULL, 'h'},          {0}};
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -96,6 +95,9 @@ static int parse(int argc, char **argv, struct options *ret_options)
                 return EXIT_RAN;
             }
             options.kernel = optarg;
+            break;
+        case 'd':
+            options.initrd = optarg;
             break;
         case 'a':
             options.command_line = optarg;
@@ -148,26 +150,36 @@ static int parse(int argc, char **argv, struct options *ret_options)
     return -1;
 }
 
-struct files {
-    int kernel, serial;
-};
-
-static int open_files(const struct options *options, struct files *files)
+static int open_serial(const struct options *options)
 {
     if (strcmp(options->serial, "stdio") == 0)
-        files->serial = STDOUT_FILENO;
-    else
-        files->serial =
-            open(options->serial, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
-    if (files->serial < 0)
-        return error_errno(-errno, "serial %s", options->serial);
-    if (options->incoming)
-        return 0;
-    files->kernel = open(options->kernel, O_RDONLY | O_CLOEXEC);
-    return files->kernel < 0 ? error_errno(-errno, "kernel %s", options->kernel) : 0;
+        return STDOUT_FILENO;
+    int fd = open(options->serial, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    return fd < 0 ? error_errno(-errno, "serial %s", options->serial) : fd;
+}
+
+static int open_boot_files(const struct options *options, struct boot_files *files)
+{
+    files->kernel_path = options->kernel;
+    files->initrd_path = options->initrd;
+    if (options->kernel && (files->kernel = open(options->kernel, O_RDONLY | O_CLOEXEC)) < 0)
+        return error_errno(-errno, "kernel %s", options->kernel);
+    if (options->initrd && (files->initrd = open(options->initrd, O_RDONLY | O_CLOEXEC)) < 0)
+        return error_errno(-errno, "initrd %s", options->initrd);
+    return 0;
+}
+
+static void close_boot_files(struct boot_files *files)
+{
+    if (files->kernel >= 0)
+        close(files->kernel);
+    if (files->initrd >= 0)
+        close(files->initrd);
 }
 
 struct vmm_parts {
+    const struct options *options;
+    struct boot_files files;
     struct server *server;
     struct devices *devices;
     struct machine *machine;
@@ -178,24 +190,27 @@ static void announce(void *ctx)
     devices_announce(((struct vmm_parts *)ctx)->devices);
 }
 
-static int boot(const struct options *options, int kernel, struct vmm_parts *parts)
+static int boot(struct vmm_parts *parts)
 {
-    char command_line[MACHINE_COMMAND_LINE_MAX];
-    if (snprintf(command_line, sizeof command_line, "%s", options->command_line) >= (int)sizeof command_line)
+    char command_line[BOOT_COMMAND_LINE_MAX];
+    if (snprintf(command_line, sizeof command_line, "%s", parts->options->command_line) >=
+        (int)sizeof command_line)
         return error_set(-EINVAL, "the kernel's command line is longer than %zu characters",
                          sizeof command_line - 1);
     int r = devices_command_line(parts->devices, command_line, sizeof command_line);
-    return r < 0 ? r : machine_boot(parts->machine, kernel, options->kernel, command_line);
+    return r < 0 ? r : machine_boot(parts->machine, &parts->files, command_line);
 }
 
 /* What is opened comes first, then threads, and then nothing of either any more. */
 static int make(const struct options *options, struct vmm_parts *parts)
 {
     struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
-    struct files files = {.kernel = -1};
+    int serial = -1;
     int r = server_new(&parts->server, options->control, &config);
     if (r == 0)
-        r = open_files(options, &files);
+        r = serial = open_serial(options);
+    if (r >= 0)
+        r = open_boot_files(options, &parts->files);
     if (r == 0)
         r = devices_open(&parts->devices, &options->devices);
     if (r == 0)
@@ -205,7 +220,7 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = machine_new(&parts->machine, &config);
     }
     if (r == 0)
-        r = serial_add(parts->machine, files.serial);
+        r = serial_add(parts->machine, serial);
     if (r == 0)
         r = reset_add(parts->machine);
     if (r == 0)
@@ -213,9 +228,7 @@ static int make(const struct options *options, struct vmm_parts *parts)
     if (r == 0)
         r = devices_add(parts->devices, parts->machine);
     if (r == 0 && !options->incoming)
-        r = boot(options, files.kernel, parts);
-    if (files.kernel >= 0)
-        close(files.kernel);
+        r = boot(parts);
     if (r == 0)
         r = server_attach(parts->server, parts->machine, options->incoming, announce, parts);
     return r < 0 ? r : confine_calls();
@@ -224,7 +237,7 @@ static int make(const struct options *options, struct vmm_parts *parts)
 int main(int argc, char **argv)
 {
     struct options options;
-    struct vmm_parts parts = {0};
+    struct vmm_parts parts = {.options = &options, .files = {.kernel = -1, .initrd = -1}};
     enum machine_end end = MACHINE_CRASHED;
     int code = parse(argc, argv, &options);
     if (code >= 0)
@@ -239,6 +252,7 @@ int main(int argc, char **argv)
     devices_stop(parts.devices);
     machine_free(parts.machine);
     devices_free(parts.devices);
+    close_boot_files(&parts.files);
     server_free(parts.server);
     return end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
 }
