@@ -417,13 +417,15 @@ static uint32_t msr_sum(const struct machine *machine)
 
 int machine_describe(struct machine *machine, char **ret_text)
 {
-    char text[DESCRIPTION];
-    int used = snprintf(text, sizeof text,
-                        "driver kvm\nstate-version %u\nmemory %llu\ncpus %u\ncpu %016llx\ntsc about %u MHz\n"
-                        "msrs %u %08x\n",
-                        STATE_VERSION, (unsigned long long)machine->config.memory_bytes, machine->config.cpus,
-                        (unsigned long long)machine->cpu_sum, tsc_about_mhz(machine), machine->msr_count,
-                        msr_sum(machine));
+    char text[DESCRIPTION], hidden[CPU_FEATURES_TEXT_MAX];
+    cpu_features_text(&machine->config.features, hidden);
+    int used = snprintf(
+        text, sizeof text,
+        "driver kvm\nstate-version %u\nmemory %llu\ncpus %u\ncpu %016llx\ncpu-hides%s\ntsc about %u MHz\n"
+        "msrs %u %08x\n",
+        STATE_VERSION, (unsigned long long)machine->config.memory_bytes, machine->config.cpus,
+        (unsigned long long)machine->cpu_sum, hidden, tsc_about_mhz(machine), machine->msr_count,
+        msr_sum(machine));
     for (unsigned i = 0; i < machine->bus.device_count; i++) {
         const struct device *device = machine->bus.devices[i];
         if (used < (int)sizeof text)

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "vmm/kvm/cpu_features.h"
 #include "vmm/kvm/device.h"
 #include "vmm/kvm/guest_memory.h"
 
@@ -32,7 +33,8 @@ enum machine_end {
 struct machine_config {
     uint64_t memory_bytes; /* multiple of 2 MiB */
     unsigned cpus;
-    const char *description; /* further lines of machine_describe(); the caller's; NULL: none */
+    struct cpu_features features; /* hidden from the guest */
+    const char *description;      /* further lines of machine_describe(); the caller's; NULL: none */
     /* The guest is over, for this reason; on a vCPU's thread, at most once. */
     void (*ended)(void *ctx, enum machine_end why, const char *text);
     void *ctx;

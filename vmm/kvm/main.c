@@ -23,20 +23,22 @@ struct options {
     const char *kernel, *initrd, *command_line, *control, *serial;
     uint64_t memory_bytes;
     unsigned cpus;
+    struct cpu_features features;
     struct devices_wanted devices;
     bool incoming;
 };
 
 static const char help[] =
     "Usage: understudy run --kernel FILE [--initrd FILE] [--cmdline TEXT] [--memory SIZE] [--cpus N]\n"
-    "                      [--control SOCKET] [--serial FILE|stdio] [--net TAP[,MAC]]... [--rng] "
-    "[--incoming]\n\n"
+    "                      [--cpu -NAME,...] [--control SOCKET] [--serial FILE|stdio]\n"
+    "                      [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel FILE     a Linux bzImage, or a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --initrd FILE     its initial RAM disk\n"
     "  --cmdline TEXT    its command line\n"
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
+    "  --cpu -NAME,...   hide these features of the processor, by their names in /proc/cpuinfo\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
     "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
@@ -81,10 +83,12 @@ static int parse(int argc, char **argv, struct options *ret_options)
     static const struct option names[] = {
         {"kernel", required_argument, NULL, 'k'},  {"initrd", required_argument, NULL, 'd'},
         {"cmdline", required_argument, NULL, 'a'}, {"memory", required_argument, NULL, 'm'},
-        {"cpus", required_argument, NULL, 'c'},    {"control", required_argument, NULL, 's'},
-        {"serial", required_argument, NULL, 'o'},  {"net", required_argument, NULL, 'n'},
-        {"rng", no_argument, NULL, 'r'},           {"incoming", no_argument, NULL, 'i'},
-        {"help", no_argument, NULL, 'h'},          {0}};
+        {"cpus", required_argument, NULL, 'c'},    {"cpu", required_argument, NULL, 'f'},
+        {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
+        {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
+        {"incoming", no_argument, NULL, 'i'},
+        {"help", no_argument, NULL, 'h'},          {0},
+    };
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -111,6 +115,10 @@ static int parse(int argc, char **argv, struct options *ret_options)
                 return refuse("cpus", optarg, "1 to 64");
             break;
         case 's':
+        case 'f':
+            if (!cpu_features_parse(&options.features, optarg))
+                return refuse("cpu", optarg, "-NAME,-NAME... with names of features that /proc/cpuinfo has");
+            break;
             options.control = optarg;
             break;
         case 'o':
@@ -204,7 +212,8 @@ static int boot(struct vmm_parts *parts)
 /* What is opened comes first, then threads, and then nothing of either any more. */
 static int make(const struct options *options, struct vmm_parts *parts)
 {
-    struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
+    struct machine_config config = {
+        .memory_bytes = options->memory_bytes, .cpus = options->cpus, .features = options->features};
     int serial = -1;
     int r = server_new(&parts->server, options->control, &config);
     if (r == 0)
