@@ -24,7 +24,8 @@ struct runner {
     struct machine *machine;
     int output;
     unsigned cpus;
-    atomic_bool over;
+    bool restarts; /* a guest that resets itself is not over */
+    atomic_bool over, asked;
     enum machine_end why;
 };
 
@@ -36,11 +37,19 @@ static inline void on_ended(void *ctx, enum machine_end why, const char *text)
     atomic_store(&runner->over, true);
 }
 
+static inline void on_restart(void *ctx)
+{
+    atomic_store(&((struct runner *)ctx)->asked, true);
+}
+
 static inline struct machine *new_machine(struct runner *runner)
 {
     struct machine *machine;
-    const struct machine_config config = {
-        .memory_bytes = MEMORY, .cpus = runner->cpus, .ended = on_ended, .ctx = runner};
+    const struct machine_config config = {.memory_bytes = MEMORY,
+                                          .cpus = runner->cpus,
+                                          .ended = on_ended,
+                                          .restart = runner->restarts ? on_restart : NULL,
+                                          .ctx = runner};
     int r = machine_new(&machine, &config);
     if (r < 0) {
         print_message("skipped: %s\n", error_text());
@@ -60,13 +69,19 @@ static inline void boot(struct runner *runner, const char *command_line)
         fail_msg("%s", error_text());
 }
 
-static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+static inline void runner_begin_as(struct runner *runner, unsigned cpus, const char *command_line,
+                                   bool restarts)
 {
-    *runner = (struct runner){.cpus = cpus};
+    *runner = (struct runner){.cpus = cpus, .restarts = restarts};
     runner->output = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->output >= 0);
     runner->machine = new_machine(runner);
     boot(runner, command_line);
+}
+
+static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
+{
+    runner_begin_as(runner, cpus, command_line, false);
 }
 
 static inline void said(struct runner *runner, char *to, size_t room)

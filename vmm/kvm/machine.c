@@ -207,6 +207,8 @@ int machine_new(struct machine **ret_machine, const struct machine_config *confi
         r = make_memory(machine);
     if (r >= 0)
         r = make_cpus(machine);
+    if (r >= 0)
+        r = machine_keep_power_on(machine);
     if (r < 0) {
         machine_free(machine);
         return r;
@@ -238,6 +240,7 @@ void machine_free(struct machine *machine)
     if (machine->memory_fd >= 0)
         close(machine->memory_fd);
     free(machine->scratch);
+    free(machine->power_on);
     pthread_cond_destroy(&machine->changed);
     pthread_mutex_destroy(&machine->lock);
     free(machine);
@@ -255,14 +258,19 @@ void machine_resume(struct machine *machine)
     pthread_cond_broadcast(&machine->changed);
 }
 
+void machine_shut_door(struct machine *machine)
+{
+    if (machine->stopped)
+        return;
+    machine->stopped = true;
+    for (unsigned i = 0; i < machine->config.cpus; i++)
+        vcpu_kick(&machine->vcpus[i]);
+}
+
 static void park_cpus(struct machine *machine)
 {
     scope_lock(&machine->lock);
-    if (!machine->stopped) {
-        machine->stopped = true;
-        for (unsigned i = 0; i < machine->config.cpus; i++)
-            vcpu_kick(&machine->vcpus[i]);
-    }
+    machine_shut_door(machine);
     while (machine->inside)
         pthread_cond_wait(&machine->changed, &machine->lock);
 }

@@ -13,7 +13,8 @@
 /*
  * The virtual machine itself: memory, vCPUs, interrupt controllers, on one /dev/kvm.
  *
- * One owner thread makes all calls, but machine_end(), which the vCPUs' threads make. Errors: negative errno
+ * One owner thread makes all calls, but machine_end() and machine_ask_restart(), which
+ * the vCPUs' threads make. Errors: negative errno
  * with error_text() set.
  */
 struct machine;
@@ -26,7 +27,7 @@ struct machine;
 
 enum machine_end {
     MACHINE_GOES_ON,
-    MACHINE_ENDED,   /* the guest switched itself off, or reset itself, or was told to end */
+    MACHINE_ENDED,   /* the guest switched itself off, or reset itself for good, or was told to end */
     MACHINE_CRASHED, /* triple fault, or KVM cannot go on */
 };
 
@@ -37,6 +38,9 @@ struct machine_config {
     const char *description;      /* further lines of machine_describe(); the caller's; NULL: none */
     /* The guest is over, for this reason; on a vCPU's thread, at most once. */
     void (*ended)(void *ctx, enum machine_end why, const char *text);
+    /* The guest resets itself, and its vCPUs stop: whoever pauses the machine next finds
+     * machine_wants_restart(). On a vCPU's thread. NULL: a guest that resets itself is over. */
+    void (*restart)(void *ctx);
     void *ctx;
 };
 
@@ -55,6 +59,15 @@ int machine_boot(struct machine *machine, const struct boot_files *files, const 
  * idempotent; on failure of the latter (-ETIMEDOUT) the guest goes on. */
 void machine_resume(struct machine *machine);
 int machine_pause(struct machine *machine);
+
+/*
+ * A guest that resets itself. machine_ask_restart() is for devices, on a vCPU's thread: that vCPU executes
+ * nothing more. machine_restart() makes a paused machine what it was after machine_new(), with the devices
+ * reset; machine_boot() goes on from there. Of a guest's memory only what was there is marked as written.
+ */
+void machine_ask_restart(struct machine *machine);
+bool machine_wants_restart(struct machine *machine);
+int machine_restart(struct machine *machine);
 
 /* Memory: one memfd, sealed at its size. Offset = address, less the hole for what lies above it. */
 int machine_memory_fd(const struct machine *machine);

@@ -25,13 +25,13 @@ struct options {
     unsigned cpus;
     struct cpu_features features;
     struct devices_wanted devices;
-    bool incoming;
+    bool no_reboot, incoming;
 };
 
 static const char help[] =
     "Usage: understudy run --kernel FILE [--initrd FILE] [--cmdline TEXT] [--memory SIZE] [--cpus N]\n"
     "                      [--cpu -NAME,...] [--control SOCKET] [--serial FILE|stdio]\n"
-    "                      [--net TAP[,MAC]]... [--rng] [--incoming]\n\n"
+    "                      [--net TAP[,MAC]]... [--rng] [--no-reboot] [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
     "  --kernel FILE     a Linux bzImage, or a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
     "  --initrd FILE     its initial RAM disk\n"
@@ -43,6 +43,7 @@ static const char help[] =
     "  --serial FILE     append what the guest says at its serial port; stdio: to standard output (default)\n"
     "  --net TAP[,MAC]   a network interface (virtio) on this tap; at most 4\n"
     "  --rng             a source of entropy (virtio)\n"
+    "  --no-reboot       a guest that resets itself ends; without this it boots again\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped.\n"
     "Exit codes: 0 the guest ended, 1 it crashed or could not be started, 2 usage.\n";
@@ -86,7 +87,7 @@ static int parse(int argc, char **argv, struct options *ret_options)
         {"cpus", required_argument, NULL, 'c'},    {"cpu", required_argument, NULL, 'f'},
         {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
         {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
-        {"incoming", no_argument, NULL, 'i'},
+        {"no-reboot", no_argument, NULL, 'e'},     {"incoming", no_argument, NULL, 'i'},
         {"help", no_argument, NULL, 'h'},          {0},
     };
     struct options options = {
@@ -114,11 +115,11 @@ static int parse(int argc, char **argv, struct options *ret_options)
             if (!parse_cpus(optarg, &options.cpus))
                 return refuse("cpus", optarg, "1 to 64");
             break;
-        case 's':
         case 'f':
             if (!cpu_features_parse(&options.features, optarg))
                 return refuse("cpu", optarg, "-NAME,-NAME... with names of features that /proc/cpuinfo has");
             break;
+        case 's':
             options.control = optarg;
             break;
         case 'o':
@@ -130,6 +131,9 @@ static int parse(int argc, char **argv, struct options *ret_options)
             break;
         case 'r':
             options.devices.rng = true;
+            break;
+        case 'e':
+            options.no_reboot = true;
             break;
         case 'i':
             options.incoming = true;
@@ -198,8 +202,9 @@ static void announce(void *ctx)
     devices_announce(((struct vmm_parts *)ctx)->devices);
 }
 
-static int boot(struct vmm_parts *parts)
+static int boot(void *ctx)
 {
+    struct vmm_parts *parts = ctx;
     char command_line[BOOT_COMMAND_LINE_MAX];
     if (snprintf(command_line, sizeof command_line, "%s", parts->options->command_line) >=
         (int)sizeof command_line)
@@ -220,6 +225,8 @@ static int make(const struct options *options, struct vmm_parts *parts)
         r = serial = open_serial(options);
     if (r >= 0)
         r = open_boot_files(options, &parts->files);
+    if (r == 0 && options->kernel && !options->no_reboot)
+        server_reboots(parts->server, &config, boot, parts);
     if (r == 0)
         r = devices_open(&parts->devices, &options->devices);
     if (r == 0)

@@ -19,6 +19,10 @@ int server_new(struct server **ret_server, const char *control_path, struct mach
 /* Takes NULL. The machine is the caller's. */
 void server_free(struct server *server);
 
+/* A guest that resets itself boots again, by `boot(ctx)` into a machine that is as new; without this it is
+ * over. Completes `config`, too. */
+void server_reboots(struct server *server, struct machine_config *config, int (*boot)(void *ctx), void *ctx);
+
 /* From here on `machine` may be asked for; `incoming`: it waits for a state. `announce(ctx)` tells the
  * network where the guest is. */
 int server_attach(struct server *server, struct machine *machine, bool incoming, void (*announce)(void *ctx),
