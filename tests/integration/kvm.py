@@ -28,10 +28,10 @@ def need_kvm(run):
 
 
 class KvmPair(Pair):
-    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), **options):
-        """`more`: further options of the VMM's."""
+    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), kernel="bare-guest", **options):
+        """`more`: further options of the VMM's; `kernel`: which of bench/guests."""
         need_kvm(run)
-        self.words, self.more = words, more
+        self.words, self.more, self.kernel = words, more, kernel
         super().__init__(run, memory=memory, smp=smp, **options)
 
     def guest_keys(self, host):
@@ -40,7 +40,7 @@ class KvmPair(Pair):
 
     def vmm_command(self, host, understudy=True):
         argv = [self.run.understudy, "run"] if understudy else [program(self.run)]
-        return argv + ["--kernel", os.path.join(self.run.build, "bench/guests/bare-guest"),
+        return argv + ["--kernel", os.path.join(self.run.build, "bench/guests", self.kernel),
                        "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
                        "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
                        "--serial", self.path(f"{host}.serial"), *self.more]

@@ -2,6 +2,7 @@
 """Guests of our own VMM: protected, taken over, moved; the VMM's confinement and its control socket."""
 import errno
 import os
+import re
 import signal
 import time
 
@@ -97,7 +98,7 @@ def test_vmm_crashes(run):
 
 def test_guest_ends(run):
     """A guest that ended itself must not be brought back."""
-    pair = KvmPair(run, words=WORDS + " steps=400", takeover="auto").up()
+    pair = KvmPair(run, words=WORDS + " steps=400", more=("--no-reboot",), takeover="auto").up()
     wait_for("the guest ends itself", 80, lambda: not pair.qemu.running(), pair.story, every=0.1)
     check(pair.qemu.popen.returncode == 0, f"the VMM ended with {pair.qemu.popen.returncode}", pair.story)
     check("result " in pair.serial("alpha").text(), "the guest said no result", pair.story)
@@ -105,6 +106,28 @@ def test_guest_ends(run):
     check(pair.ticking(2) == [], "after its end the guest still runs", pair.story)
     check((pair.status("beta") or {}).get("state") not in ("active", "taking-over"),
           "the standby took over a guest that had ended", pair.story)
+
+
+def lives(pair, host):
+    return pair.serial(host).text().count("ready writers ")
+
+
+def test_guest_resets_itself(run):
+    """It boots again in the same VMM and stays protected; after a takeover it does so at its new place."""
+    words = "block=ram mem=256K rate=100 check=200 tick=100 steps=15"
+    pair = KvmPair(run, words=words, smp=2, kernel="bare-guest.bzImage", takeover="auto", interval="50ms").up()
+    serial = pair.serial("alpha")
+    wait_for("two resets", 60, lambda: serial.corrupt() or lives(pair, "alpha") >= 3, pair.story, every=0.1)
+    check(not serial.corrupt(), f"the guest found its memory wrong: {serial.corrupt()}", pair.story)
+    check(not pair.verify()["differing"], "memory differs", pair.story)
+    pair.wait_epochs(5)
+    pair.kill_primary()
+    pair.wait_state("beta", "active", seconds=30)
+    wait_for("two resets on beta", 60, lambda: pair.serial("beta").corrupt() or lives(pair, "beta") >= 2, pair.story,
+             every=0.1)
+    check(not pair.serial("beta").corrupt(), f"the guest on beta: {pair.serial('beta').corrupt()}", pair.story)
+    results = set(re.findall(r"^result ([0-9a-f]+)", serial.text() + pair.serial("beta").text(), re.M))
+    check(len(results) == 1, f"the guest's lives computed {results}", pair.story)
 
 
 def test_engine_killed_in_the_pause(run):
@@ -196,6 +219,17 @@ def test_other_machine(run):
     pair.standby()
     pair.protect(protected=False)
     wait_for("the refusal", 20, lambda: "33554432" in pair.story() and "16777216" in pair.story(), pair.story)
+    pair.wait_ticks("alpha", 2)
+
+
+def test_other_features(run):
+    """Hosts that hide different features of the processor are two kinds of machine."""
+    pair = KvmPair(run, more=("--cpu", "-aes,-cx16")).start_guest()
+    pair.more = ("--cpu", "-cx16")
+    pair.write_config()
+    pair.standby()
+    pair.protect(protected=False)
+    wait_for("the refusal", 20, lambda: "cpu-hides cx16 aes" in pair.story(), pair.story)
     pair.wait_ticks("alpha", 2)
 
 

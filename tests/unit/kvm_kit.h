@@ -24,6 +24,7 @@ struct runner {
     struct machine *machine;
     int output;
     unsigned cpus;
+    const char *kernel;
     bool restarts; /* a guest that resets itself is not over */
     atomic_bool over, asked;
     enum machine_end why;
@@ -63,16 +64,16 @@ static inline struct machine *new_machine(struct runner *runner)
 
 static inline void boot(struct runner *runner, const char *command_line)
 {
-    int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
-    const struct boot_files files = {.kernel = kernel, .kernel_path = BARE_GUEST, .initrd = -1};
+    int kernel cleanup_close = open(runner->kernel, O_RDONLY | O_CLOEXEC);
+    const struct boot_files files = {.kernel = kernel, .kernel_path = runner->kernel, .initrd = -1};
     if (machine_boot(runner->machine, &files, command_line) < 0)
         fail_msg("%s", error_text());
 }
 
-static inline void runner_begin_as(struct runner *runner, unsigned cpus, const char *command_line,
-                                   bool restarts)
+/* `like`: its vCPUs, its kernel, and whether it restarts. */
+static inline void runner_begin_as(struct runner *runner, struct runner like, const char *command_line)
 {
-    *runner = (struct runner){.cpus = cpus, .restarts = restarts};
+    *runner = like;
     runner->output = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->output >= 0);
     runner->machine = new_machine(runner);
@@ -81,7 +82,7 @@ static inline void runner_begin_as(struct runner *runner, unsigned cpus, const c
 
 static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
 {
-    runner_begin_as(runner, cpus, command_line, false);
+    runner_begin_as(runner, (struct runner){.cpus = cpus, .kernel = BARE_GUEST}, command_line);
 }
 
 static inline void said(struct runner *runner, char *to, size_t room)

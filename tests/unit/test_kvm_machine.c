@@ -114,13 +114,13 @@ static void check_cleared(struct runner *runner)
 
 /* A guest that resets itself and boots again is a new one: with the same result, since it found zeros in
  * memory, and nothing of what it had set up in vCPUs and interrupt controllers. */
-static void restarts(unsigned cpus)
+static void restarts(unsigned cpus, const char *kernel)
 {
     static char text[1 << 20];
     char command_line[128], first[64] = "";
     struct runner runner;
     snprintf(command_line, sizeof command_line, "mem=128K rate=max check=max irq=50 cpus=%u steps=20", cpus);
-    runner_begin_as(&runner, cpus, command_line, true);
+    runner_begin_as(&runner, (struct runner){.cpus = cpus, .kernel = kernel, .restarts = true}, command_line);
     assert_int_equal(machine_track(runner.machine), 0);
     for (unsigned life = 0; life < 3; life++) {
         machine_resume(runner.machine);
@@ -148,8 +148,8 @@ static void restarts(unsigned cpus)
 static void test_restarts(void **state)
 {
     (void)state;
-    restarts(1);
-    restarts(2);
+    restarts(1, BARE_GUEST);
+    restarts(2, BARE_BZIMAGE);
 }
 
 /* The ways out: a guest that switches itself off, or resets itself, is over; what it may write there besides
