@@ -7,8 +7,8 @@ import signal
 import time
 
 import clients
-from kvm import WORDS, Control, KvmPair
-from processes import Process
+from kvm import WORDS, Control, KvmPair, need_kvm, program
+from processes import Process, tail
 from test_faults import PRIMARY
 from test_migrate import migrate
 from test_reprotect import Watch, check_runs, kill_host
@@ -128,6 +128,20 @@ def test_guest_resets_itself(run):
     check(not pair.serial("beta").corrupt(), f"the guest on beta: {pair.serial('beta').corrupt()}", pair.story)
     results = set(re.findall(r"^result ([0-9a-f]+)", serial.text() + pair.serial("beta").text(), re.M))
     check(len(results) == 1, f"the guest's lives computed {results}", pair.story)
+
+
+def test_linux_begins(run):
+    """Debian's bzImage is entered, and has read its command line. A KVM that interprets takes too long for the rest."""
+    need_kvm(run)
+    kernel, initrd = run.guest
+    log = os.path.join(run.logs, "linux.log")
+    argv = [program(run), "--kernel", kernel, "--initrd", initrd, "--memory", "128M"]
+    vmm = Process("VMM with Linux", argv + ["--cmdline", "console=ttyS0 earlyprintk=ttyS0 nokaslr"], log)
+    wait_for("the kernel's first words", 90,
+             lambda: "KASLR disabled: 'nokaslr' on cmdline" in tail(log) or not vmm.running(), lambda: tail(log))
+    check(vmm.running(), "the VMM ended", lambda: tail(log))
+    vmm.signal(signal.SIGTERM)
+    check(vmm.wait(10) == 0, "SIGTERM does not end it in order")
 
 
 def test_engine_killed_in_the_pause(run):
