@@ -51,8 +51,6 @@ static int load_segment(struct guest_memory *memory, const struct boot_image *im
     r = boot_read(image, guest_memory_pointer(memory, begin, segment->p_filesz), segment->p_filesz,
                   segment->p_offset);
     guest_memory_mark(memory, begin, segment->p_filesz);
-    if (begin < kernel->begin)
-        kernel->begin = begin;
     if (begin + segment->p_memsz > kernel->end)
         kernel->end = begin + segment->p_memsz;
     return r;
@@ -94,10 +92,8 @@ static int find_entry(const struct boot_image *image, const Elf64_Phdr *segment,
 
 int boot_elf_load(struct guest_memory *memory, const struct boot_image *image, struct boot_kernel *ret_kernel)
 {
-    struct boot_kernel kernel = {.entry.protocol = BOOT_PVH,
-                                 .begin = UINT64_MAX,
-                                 .initrd_end_max = UINT32_MAX,
-                                 .command_line_max = BOOT_COMMAND_LINE_MAX};
+    struct boot_kernel kernel = {
+        .entry.protocol = BOOT_PVH, .initrd_end_max = UINT32_MAX, .command_line_max = BOOT_COMMAND_LINE_MAX};
     Elf64_Ehdr elf;
     int r = boot_read(image, &elf, sizeof elf, 0);
     if (r < 0)

@@ -23,7 +23,7 @@ int boot_read(const struct boot_image *image, void *to, size_t bytes, uint64_t o
 /* A kernel that lies in memory. */
 struct boot_kernel {
     struct boot_entry entry;
-    uint64_t begin, end;       /* the memory that it claims before it has read the memory map */
+    uint64_t end;              /* of the memory that it claims before it has read the memory map */
     uint64_t initrd_end_max;   /* an initrd must end there or before */
     size_t command_line_max;   /* without its NUL */
     struct setup_header setup; /* of BOOT_LINUX_64 */

@@ -90,7 +90,6 @@ int boot_linux_load(struct guest_memory *memory, const struct boot_image *image,
         return r;
     guest_memory_mark(memory, begin, bytes);
     *ret_kernel = (struct boot_kernel){.entry = {.protocol = BOOT_LINUX_64, .address = begin + ENTRY_64},
-                                       .begin = begin,
                                        .end = begin + claimed,
                                        .initrd_end_max = setup.initrd_addr_max + 1ull,
                                        .command_line_max = setup.cmdline_size,
