@@ -114,8 +114,9 @@ def lives(pair, host):
 
 def test_guest_resets_itself(run):
     """It boots again in the same VMM and stays protected; after a takeover it does so at its new place."""
-    words = "block=ram mem=256K rate=100 check=200 tick=100 steps=15"
-    pair = KvmPair(run, words=words, smp=2, kernel="bare-guest.bzImage", takeover="auto", interval="50ms").up()
+    words = "block=ram mem=256K rate=100 check=200 tick=100 steps=15 net=0xd0000000:5"
+    pair = KvmPair(run, words=words, smp=2, kernel="bare-guest.bzImage", takeover="auto", interval="50ms",
+                   more=("--net", "tap0"), network="tap").up()
     serial = pair.serial("alpha")
     wait_for("two resets", 60, lambda: serial.corrupt() or lives(pair, "alpha") >= 3, pair.story, every=0.1)
     check(not serial.corrupt(), f"the guest found its memory wrong: {serial.corrupt()}", pair.story)
@@ -128,6 +129,7 @@ def test_guest_resets_itself(run):
     check(not pair.serial("beta").corrupt(), f"the guest on beta: {pair.serial('beta').corrupt()}", pair.story)
     results = set(re.findall(r"^result ([0-9a-f]+)", serial.text() + pair.serial("beta").text(), re.M))
     check(len(results) == 1, f"the guest's lives computed {results}", pair.story)
+    check("net sent" in serial.text(), "the guest used no network device", pair.story)
 
 
 def test_linux_begins(run):
