@@ -14,8 +14,8 @@
  * lost. */
 int serial_add(struct machine *machine, int fd);
 
-/* The keyboard controller's reset line (0xfe to port 0x64), and a port (0x501) whose value is the guest's last
- * word. */
+/* The keyboard controller's reset line (0xfe to port 0x64), and a port (0x501) whose value is the guest's
+ * last word. */
 int reset_add(struct machine *machine);
 
 /* The registers by which a guest that reads ACPI tables (acpi.h) switches itself off. */
