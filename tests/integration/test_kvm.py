@@ -240,12 +240,12 @@ def test_other_machine(run):
 
 def test_other_features(run):
     """Hosts that hide different features of the processor are two kinds of machine."""
-    pair = KvmPair(run, more=("--cpu", "-aes,-cx16")).start_guest()
+    pair = KvmPair(run, more=("--cpu", "-x2apic,-cx16")).start_guest()
     pair.more = ("--cpu", "-cx16")
     pair.write_config()
     pair.standby()
     pair.protect(protected=False)
-    wait_for("the refusal", 20, lambda: "cpu-hides cx16 aes" in pair.story(), pair.story)
+    wait_for("the refusal", 20, lambda: "cpu-hides cx16 x2apic" in pair.story(), pair.story)
     pair.wait_ticks("alpha", 2)
 
 

@@ -31,9 +31,12 @@ static void test_hide(void **state)
     assert_true(cpu_features_hide(&features, &leaf1));
     assert_int_equal(leaf1.ecx, UINT32_MAX);
     assert_true(cpu_features_parse(&features, "-cx16,-avx512f"));
+    assert_string_equal(cpu_features_shown(&features, &leaf1), "cx16");
+    assert_string_equal(cpu_features_shown(&features, &leaf7), "avx512f");
     assert_true(cpu_features_hide(&features, &leaf1) && cpu_features_hide(&features, &leaf7));
     assert_int_equal(leaf1.ecx, UINT32_MAX & ~(1u << 13));
     assert_int_equal(leaf1.edx, UINT32_MAX);
+    assert_null(cpu_features_shown(&features, &leaf1));
     assert_int_equal(leaf7.ebx, UINT32_MAX & ~(1u << 16));
 }
 

@@ -173,6 +173,18 @@ bool cpu_features_hide(const struct cpu_features *features, struct kvm_cpuid_ent
     return entry->function != 0xd || hide_parts(parts, entry);
 }
 
+const char *cpu_features_shown(const struct cpu_features *features, const struct kvm_cpuid_entry2 *entry)
+{
+    struct kvm_cpuid_entry2 copy = *entry;
+    for (size_t i = 0; i < array_length(table); i++) {
+        const struct feature *feature = &table[i];
+        if (features->hidden[i] && entry->function == feature->leaf && entry->index == feature->index &&
+            (*register_of(&copy, feature->reg) >> feature->bit & 1))
+            return feature->name;
+    }
+    return NULL;
+}
+
 void cpu_features_text(const struct cpu_features *features, char to[CPU_FEATURES_TEXT_MAX])
 {
     size_t used = 0;

@@ -26,6 +26,9 @@ bool cpu_features_parse(struct cpu_features *features, const char *text);
 /* Take what is hidden out of an entry. False: nothing is left of it, and it goes too. */
 bool cpu_features_hide(const struct cpu_features *features, struct kvm_cpuid_entry2 *entry);
 
+/* The name of what is hidden and an entry shows all the same; NULL: nothing. */
+const char *cpu_features_shown(const struct cpu_features *features, const struct kvm_cpuid_entry2 *entry);
+
 /* " NAME NAME..." of what is hidden, in the table's order; "" when nothing is. */
 void cpu_features_text(const struct cpu_features *features, char to[CPU_FEATURES_TEXT_MAX]);
 

@@ -158,6 +158,19 @@ static int make_memory(struct machine *machine)
     return r;
 }
 
+/* Some KVM that is made of software hides only what it knows, and tells so by this alone. */
+static int check_hidden(const struct machine *machine, struct cpuid_table *table)
+{
+    table->count = CPUID_MAX;
+    int r = kvm_call(machine->vcpus[0].fd, KVM_GET_CPUID2, table);
+    for (uint32_t i = 0; r >= 0 && i < table->count && i < CPUID_MAX; i++) {
+        const char *name = cpu_features_shown(&machine->config.features, &table->entries[i]);
+        if (name)
+            return error_set(-EOPNOTSUPP, "/dev/kvm: it shows guests %s, which is to be hidden", name);
+    }
+    return r;
+}
+
 static int make_cpus(struct machine *machine)
 {
     struct cpuid_table *table cleanup_free = malloc(sizeof *table);
@@ -175,6 +188,8 @@ static int make_cpus(struct machine *machine)
         cpuid_of_vcpu(i, table);
         r = kvm_call(machine->vcpus[i].fd, KVM_SET_CPUID2, table);
     }
+    if (r >= 0)
+        r = check_hidden(machine, table);
     if (r >= 0)
         r = machine_find_msrs(machine);
     for (unsigned i = 0; r == 0 && i < machine->config.cpus; i++)
