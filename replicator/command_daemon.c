@@ -103,7 +103,7 @@ int command_run(int argc, char **argv)
         argc, argv, "hplg",
         "Usage: understudy run CONFIG [--host NAME] [--net-gate KIND] [--probe BLOCK:OFFSET] [--log-level "
         "LEVEL]\n"
-        "       understudy run --kernel ELF ... (a guest of our own VMM: see understudy run --kernel "
+        "       understudy run --kernel FILE ... (a guest of our own VMM: see understudy run --kernel "
         "--help)\n\n"
         "As `understudy protect` if the guest runs on this host, else as `understudy standby`. For both "
         "hosts of a "

@@ -34,10 +34,11 @@ def need_kvm(run):
 
 
 class KvmPair(Pair):
-    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), images=(), **options):
-        """`more`: further options of the VMM's; `images`: sizes of disks in MiB, empty on both hosts."""
+    def __init__(self, run, words=WORDS, memory=16, smp=1, more=(), images=(), kernel="bare-guest", **options):
+        """`more`: further options of the VMM's; `images`: sizes of disks in MiB, empty on both hosts; `kernel`: which of
+        bench/guests."""
         need_kvm(run)
-        self.words, self.more, self.images = words, more, images
+        self.words, self.more, self.images, self.kernel = words, more, images, kernel
         super().__init__(run, memory=memory, smp=smp, **options)
         for host in "alpha", "beta":
             for index, mib in enumerate(images):
@@ -53,7 +54,7 @@ class KvmPair(Pair):
 
     def vmm_command(self, host, understudy=True):
         argv = [self.run.understudy, "run"] if understudy else [program(self.run)]
-        return argv + ["--kernel", bare_image(self.run.build),
+        return argv + ["--kernel", os.path.join(os.path.dirname(bare_image(self.run.build)), self.kernel),
                        "--cmdline", f"'{self.words} cpus={self.smp}'", "--memory", f"{self.memory}M",
                        "--cpus", str(self.smp), "--control", self.path(f"{host}.vmm"),
                        "--serial", self.path(f"{host}.serial"), *self.more,

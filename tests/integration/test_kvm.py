@@ -7,8 +7,8 @@ import signal
 import time
 
 import clients
-from kvm import WORDS, Control, KvmPair, program
-from processes import Process
+from kvm import WORDS, Control, KvmPair, need_kvm, program
+from processes import Process, tail
 from test_faults import PRIMARY
 from test_migrate import migrate
 from test_reprotect import Watch, check_runs, kill_host
@@ -111,7 +111,7 @@ def test_vmm_crashes(run):
 def test_guest_ends(run):
     """A guest that ended itself must not be brought back."""
     # Held, its last words would not be let out: no standby knows of them.
-    pair = KvmPair(run, words=WORDS + " steps=400", takeover="auto", net_gate="none").up()
+    pair = KvmPair(run, words=WORDS + " steps=400", more=("--no-reboot",), takeover="auto", net_gate="none").up()
     wait_for("the guest ends itself", 80, lambda: not pair.qemu.running(), pair.story, every=0.1)
     check(pair.qemu.popen.returncode == 0, f"the VMM ended with {pair.qemu.popen.returncode}", pair.story)
     check("result " in pair.serial("alpha").text(), "the guest said no result", pair.story)
@@ -119,6 +119,44 @@ def test_guest_ends(run):
     check(pair.ticking(2) == [], "after its end the guest still runs", pair.story)
     check((pair.status("beta") or {}).get("state") not in ("active", "taking-over"),
           "the standby took over a guest that had ended", pair.story)
+
+
+def lives(pair, host):
+    return pair.serial(host).text().count("ready writers ")
+
+
+def test_guest_resets_itself(run):
+    """It boots again in the same VMM and stays protected; after a takeover it does so at its new place."""
+    words = "block=ram mem=256K rate=100 check=200 tick=100 steps=15 net=0xd0000000:5"
+    pair = KvmPair(run, words=words, smp=2, kernel="bare-guest.bzImage", takeover="auto", interval="50ms",
+                   more=("--net", "tap0"), network="tap").up()
+    serial = pair.serial("alpha")
+    wait_for("two resets", 60, lambda: serial.corrupt() or lives(pair, "alpha") >= 3, pair.story, every=0.1)
+    check(not serial.corrupt(), f"the guest found its memory wrong: {serial.corrupt()}", pair.story)
+    check(not pair.verify()["differing"], "memory differs", pair.story)
+    pair.wait_epochs(5)
+    pair.kill_primary()
+    pair.wait_state("beta", "active", seconds=30)
+    wait_for("two resets on beta", 60, lambda: pair.serial("beta").corrupt() or lives(pair, "beta") >= 2, pair.story,
+             every=0.1)
+    check(not pair.serial("beta").corrupt(), f"the guest on beta: {pair.serial('beta').corrupt()}", pair.story)
+    results = set(re.findall(r"^result ([0-9a-f]+)", serial.text() + pair.serial("beta").text(), re.M))
+    check(len(results) == 1, f"the guest's lives computed {results}", pair.story)
+    check("net sent" in serial.text(), "the guest used no network device", pair.story)
+
+
+def test_linux_begins(run):
+    """Debian's bzImage is entered, and has read its command line. A KVM that interprets takes too long for the rest."""
+    need_kvm(run)
+    kernel, initrd = run.guest
+    log = os.path.join(run.logs, "linux.log")
+    argv = [program(run), "--kernel", kernel, "--initrd", initrd, "--memory", "128M"]
+    vmm = Process("VMM with Linux", argv + ["--cmdline", "console=ttyS0 earlyprintk=ttyS0 nokaslr"], log)
+    wait_for("the kernel's first words", 90,
+             lambda: "KASLR disabled: 'nokaslr' on cmdline" in tail(log) or not vmm.running(), lambda: tail(log))
+    check(vmm.running(), "the VMM ended", lambda: tail(log))
+    vmm.signal(signal.SIGTERM)
+    check(vmm.wait(10) == 0, "SIGTERM does not end it in order")
 
 
 def test_engine_killed_in_the_pause(run):
@@ -190,6 +228,17 @@ def test_other_machine(run):
     pair.standby()
     pair.protect(protected=False)
     wait_for("the refusal", 20, lambda: "33554432" in pair.story() and "16777216" in pair.story(), pair.story)
+    pair.wait_ticks("alpha", 2)
+
+
+def test_other_features(run):
+    """Hosts that hide different features of the processor are two kinds of machine."""
+    pair = KvmPair(run, more=("--cpu", "-x2apic,-cx16")).start_guest()
+    pair.more = ("--cpu", "-cx16")
+    pair.write_config()
+    pair.standby()
+    pair.protect(protected=False)
+    wait_for("the refusal", 20, lambda: "cpu-hides cx16 x2apic" in pair.story(), pair.story)
     pair.wait_ticks("alpha", 2)
 
 

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
+#include "vmm/kvm/boot.h"
 #include "vmm/kvm/legacy.h"
 #include "vmm/kvm/machine.h"
 
@@ -26,7 +27,9 @@ struct runner {
     int said;
     unsigned cpus;
     bool dirty_ring;
-    atomic_bool over;
+    const char *kernel;
+    bool restarts; /* a guest that resets itself is not over */
+    atomic_bool over, asked;
     enum machine_end why;
 };
 
@@ -43,6 +46,11 @@ static inline void nothing(void *ctx)
     (void)ctx;
 }
 
+static inline void on_restart(void *ctx)
+{
+    atomic_store(&((struct runner *)ctx)->asked, true);
+}
+
 static inline struct machine *new_machine(struct runner *runner)
 {
     struct machine *machine;
@@ -50,6 +58,7 @@ static inline struct machine *new_machine(struct runner *runner)
                                           .cpus = runner->cpus,
                                           .dirty_ring = runner->dirty_ring,
                                           .ended = on_ended,
+                                          .restart = runner->restarts ? on_restart : NULL,
                                           .ctx = runner};
     int r = machine_new(&machine, &config);
     if (r < 0) {
@@ -65,21 +74,27 @@ static inline struct machine *new_machine(struct runner *runner)
     return machine;
 }
 
-static inline void runner_begin_with(struct runner *runner, unsigned cpus, const char *command_line,
-                                     bool dirty_ring)
+static inline void boot(struct runner *runner, const char *command_line)
 {
-    *runner = (struct runner){.cpus = cpus, .dirty_ring = dirty_ring};
+    int kernel cleanup_close = open(runner->kernel, O_RDONLY | O_CLOEXEC);
+    const struct boot_files files = {.kernel = kernel, .kernel_path = runner->kernel, .initrd = -1};
+    if (machine_boot(runner->machine, &files, command_line) < 0)
+        fail_msg("%s", error_text());
+}
+
+/* `like`: its vCPUs, its kernel, its dirty log, and whether it restarts. */
+static inline void runner_begin_as(struct runner *runner, struct runner like, const char *command_line)
+{
+    *runner = like;
     runner->said = memfd_create("serial", MFD_CLOEXEC);
     assert_true(runner->said >= 0);
     runner->machine = new_machine(runner);
-    int kernel cleanup_close = open(BARE_GUEST, O_RDONLY | O_CLOEXEC);
-    if (machine_boot(runner->machine, kernel, BARE_GUEST, command_line) < 0)
-        fail_msg("%s", error_text());
+    boot(runner, command_line);
 }
 
 static inline void runner_begin(struct runner *runner, unsigned cpus, const char *command_line)
 {
-    runner_begin_with(runner, cpus, command_line, false);
+    runner_begin_as(runner, (struct runner){.cpus = cpus, .kernel = BARE_GUEST}, command_line);
 }
 
 /* With what new_machine() made for it. */

@@ -76,7 +76,8 @@ static void watch(unsigned cpus, bool ring)
     char command_line[128];
     snprintf(command_line, sizeof command_line, "mem=512K rate=50000 check=50 oracle=on cpus=%u", cpus);
     memset(&witness, 0, sizeof witness);
-    runner_begin_with(&witness.runner, cpus, command_line, ring);
+    runner_begin_as(&witness.runner, (struct runner){.cpus = cpus, .kernel = BARE_GUEST, .dirty_ring = ring},
+                    command_line);
     struct machine *machine = witness.runner.machine;
     witness.memory = map(machine);
     witness.before = malloc(MEMORY);
@@ -128,10 +129,14 @@ static void test_2_cpus(void **state)
     watch(2, false);
 }
 
-/* Few enough pages that no ring is ever full, which not every KVM survives (machine_prove_ring()). */
+/* Few enough pages that no ring is ever full. A KVM whose ring loses pages loses them here, too. */
 static void test_ring(void **state)
 {
     (void)state;
+    if (machine_prove_ring() < 0) {
+        print_message("skipped: %s\n", error_text());
+        skip();
+    }
     watch(1, true);
     watch(2, true);
 }
@@ -152,7 +157,7 @@ static void own_writes(bool ring)
 {
     struct runner runner;
     uint64_t bitmap[PAGES / 64];
-    runner_begin_with(&runner, 1, "", ring);
+    runner_begin_as(&runner, (struct runner){.cpus = 1, .kernel = BARE_GUEST, .dirty_ring = ring}, "");
     assert_int_equal(machine_track(runner.machine), 0);
     assert_int_equal(machine_dirty(runner.machine, true, bitmap), 0);
     assert_int_equal(guest_memory_write(machine_memory(runner.machine), 5 * GUEST_PAGE_BYTES - 1, "ab", 2),

@@ -134,6 +134,59 @@ static void test_round_trip_4(void **state)
     round_trip(4);
 }
 
+/* Nothing is left of what the guest had in memory, and that alone is why pages are marked. */
+static void restart_and_check(struct machine *machine)
+{
+    uint64_t *marks cleanup_free = calloc(1, machine_dirty_bytes(machine));
+    uint8_t *memory = map(machine);
+    assert_non_null(marks);
+    assert_int_equal(machine_dirty(machine, true, marks), 0);
+    assert_int_equal(machine_restart(machine), 0);
+    assert_int_equal(machine_dirty(machine, true, marks), 0);
+    assert_true(memory[0] == 0 && memcmp(memory, memory + 1, MEMORY - 1) == 0);
+    assert_true(marks[0x100000 / 4096 / 64] & 1); /* where the kernel lay */
+    munmap(memory, MEMORY);
+}
+
+/* A guest that resets itself and boots again is a new one: with the same result, since it found zeros in
+ * memory, and nothing of what it had set up in vCPUs and interrupt controllers. */
+static void restarts(unsigned cpus, const char *kernel)
+{
+    static char text[1 << 20];
+    char command_line[128], first[64] = "";
+    struct runner runner;
+    snprintf(command_line, sizeof command_line, "mem=128K rate=max check=max irq=50 cpus=%u steps=20", cpus);
+    runner_begin_as(&runner, (struct runner){.cpus = cpus, .kernel = kernel, .restarts = true}, command_line);
+    assert_int_equal(machine_track(runner.machine), 0);
+    for (unsigned life = 0; life < 3; life++) {
+        machine_resume(runner.machine);
+        uint64_t deadline = clock_now_ns() + LIMIT_NS / 3;
+        while (!atomic_load(&runner.asked) && !atomic_load(&runner.over) && clock_now_ns() < deadline)
+            usleep(1000);
+        said(&runner, text, sizeof text);
+        const char *result = strstr(text, "\nresult ");
+        if (!atomic_exchange(&runner.asked, false) || atomic_load(&runner.over) || !result)
+            fail_msg("life %u of the guest did not end well: %s", life, text);
+        if (life == 0)
+            snprintf(first, sizeof first, "%.*s", (int)strcspn(result + 8, "\n\r"), result + 8);
+        assert_memory_equal(result + 8, first, strlen(first));
+        assert_int_equal(machine_pause(runner.machine), 0);
+        assert_true(machine_wants_restart(runner.machine));
+        assert_true(ftruncate(runner.said, 0) == 0 && lseek(runner.said, 0, SEEK_SET) == 0);
+        restart_and_check(runner.machine);
+        assert_false(machine_wants_restart(runner.machine));
+        boot(&runner, command_line);
+    }
+    runner_end(&runner);
+}
+
+static void test_restarts(void **state)
+{
+    (void)state;
+    restarts(1, BARE_GUEST);
+    restarts(2, BARE_BZIMAGE);
+}
+
 /* The ways out: a guest that switches itself off, or resets itself, is over; what it may write there besides
  * is not. */
 static void test_ends(void **state)
@@ -160,8 +213,8 @@ static void test_ends(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip_1),
-                                       cmocka_unit_test(test_round_trip_2),
-                                       cmocka_unit_test(test_round_trip_4), cmocka_unit_test(test_ends)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip_1), cmocka_unit_test(test_round_trip_2),
+        cmocka_unit_test(test_round_trip_4), cmocka_unit_test(test_restarts), cmocka_unit_test(test_ends)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,210 +1,154 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "vmm/kvm/machine_internal.h"
+#include "vmm/kvm/boot_internal.h"
 
 #include "base/error.h"
 #include "base/scope.h"
 #include "vmm/kvm/acpi.h"
-#include "vmm/kvm/ioctl.h"
 
+#include <assert.h>
 #include <elf.h>
 #include <errno.h>
-#include <stddef.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /*
- * Direct boot of an ELF kernel by its PVH entry: Xen's "x86/HVM direct boot ABI" (docs/misc/pvh.pandoc and
- * public/arch-x86/hvm/start_info.h there). The entry is in a note; it is reached in 32-bit protected mode,
- * flat, without paging, with the address of a start info in EBX.
+ * Theory of operation
  *
- *     0x6000  start info, memory map      0x7000  command line      0xe0000  ACPI tables      0x100000 ...
- * kernel
+ *     0x5000   GDT │ PVH's start info │ command line │ boot_params │ page tables │ ... 0xe0000 ACPI tables
+ *     1 MiB    the kernel, where it says; what it claims for unpacking itself, or for its variables
+ *     ...
+ *     the end  initrd: as high below the hole as the kernel allows, where no kernel puts anything so early
+ *
+ * What lies between is the kernel's: it learns from the memory map that it is RAM.
  */
 
-#define START_INFO   0x6000
-#define MEMORY_MAP   0x6100
-#define COMMAND_LINE 0x7000
-#define LOW_END      0x9fc00 /* what is above, up to 1 MiB, was always the BIOS's */
-#define LOW_KERNEL   0x100000
+#define COMMAND_LINE  0x7000u
+#define LOW_END       0x9fc00u /* what is above, up to 1 MiB, was always the BIOS's */
+#define MAGIC_BYTES   0x206u   /* as far as either magic is */
+#define E820_RAM      1u
+#define E820_RESERVED 2u
 
-#define START_MAGIC       0x336ec578u
-#define NOTE_PHYS32_ENTRY 18
-#define NOTES_MAX         65536
-#define SEGMENTS_MAX      64
-#define E820_RAM          1
-#define E820_RESERVED     2
+static_assert(COMMAND_LINE + BOOT_COMMAND_LINE_MAX <= BOOT_PARAMS, "they do not overlap");
 
-#define CR0_PE 1u
-#define CR0_ET 0x10u
-
-struct start_info {
-    uint32_t magic, version, flags, module_count;
-    uint64_t modules, command_line, rsdp, memory_map;
-    uint32_t memory_map_entries, reserved;
-};
-
-struct memory_map_entry {
-    uint64_t address, bytes;
-    uint32_t type, reserved;
-};
-
-static int read_at(int fd, const char *path, void *to, size_t bytes, uint64_t offset)
+int boot_read(const struct boot_image *image, void *to, size_t bytes, uint64_t offset)
 {
+    if (offset > image->bytes || bytes > image->bytes - offset)
+        return error_set(-ENOEXEC, "%s %s: it ends before byte %llu", image->what, image->path,
+                         (unsigned long long)offset + bytes);
     for (size_t done = 0; done < bytes;) {
-        ssize_t got = pread(fd, (char *)to + done, bytes - done, (off_t)(offset + done));
+        ssize_t got = pread(image->fd, (char *)to + done, bytes - done, (off_t)(offset + done));
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return error_errno(-errno, "kernel %s", path);
+            return error_errno(-errno, "%s %s", image->what, image->path);
         if (got == 0)
-            return error_set(-ENOEXEC, "kernel %s: it ends before byte %llu", path,
-                             (unsigned long long)(offset + bytes));
+            return error_set(-ENOEXEC, "%s %s: it became shorter", image->what, image->path);
         done += (size_t)got;
     }
     return 0;
 }
 
-static int load_segment(struct machine *machine, int fd, const char *path, const Elf64_Phdr *segment)
+int boot_check_area(const struct guest_memory *memory, const struct boot_image *image, uint64_t begin,
+                    uint64_t bytes)
 {
-    void *to = guest_memory_pointer(&machine->memory, segment->p_paddr, segment->p_memsz);
-    if (!to || segment->p_filesz > segment->p_memsz || segment->p_paddr < LOW_KERNEL)
-        return error_set(-ENOEXEC,
-                         "kernel %s: %llu bytes at 0x%llx are not in the guest's memory above 1 MiB", path,
-                         (unsigned long long)segment->p_memsz, (unsigned long long)segment->p_paddr);
-    int r = read_at(fd, path, to, segment->p_filesz, segment->p_offset);
-    guest_memory_mark(&machine->memory, segment->p_paddr, segment->p_filesz);
+    const struct guest_slot *low = &memory->slots[0];
+    if (begin < BOOT_LOW_KERNEL || begin > low->bytes || bytes > low->bytes - begin)
+        return error_set(-EFBIG, "%s %s: %llu bytes at 0x%llx are not in the guest's memory above 1 MiB",
+                         image->what, image->path, (unsigned long long)bytes, (unsigned long long)begin);
+    return 0;
+}
+
+static int open_image(struct boot_image *image)
+{
+    struct stat status;
+    if (fstat(image->fd, &status) < 0)
+        return error_errno(-errno, "%s %s", image->what, image->path);
+    image->bytes = (uint64_t)status.st_size;
+    return 0;
+}
+
+static int load_kernel(struct guest_memory *memory, const struct boot_image *image,
+                       struct boot_kernel *ret_kernel)
+{
+    uint8_t magic[MAGIC_BYTES] = {0};
+    int r = boot_read(image, magic, image->bytes < sizeof magic ? image->bytes : sizeof magic, 0);
+    if (r < 0)
+        return r;
+    if (memcmp(magic, ELFMAG, SELFMAG) == 0)
+        return boot_elf_load(memory, image, ret_kernel);
+    if (memcmp(magic + 0x202, "HdrS", 4) == 0)
+        return boot_linux_load(memory, image, ret_kernel);
+    return error_set(-ENOEXEC, "kernel %s: neither an ELF file nor a Linux bzImage", image->path);
+}
+
+static int load_initrd(struct guest_memory *memory, const struct boot_image *image,
+                       const struct boot_kernel *kernel, struct boot_facts *facts)
+{
+    uint64_t end = memory->slots[0].bytes;
+    if (end > kernel->initrd_end_max)
+        end = kernel->initrd_end_max;
+    uint64_t begin = image->bytes <= end ? (end - image->bytes) & ~(GUEST_MEMORY_PAGE - 1ull) : 0;
+    if (begin < kernel->end || begin < BOOT_LOW_KERNEL)
+        return error_set(-EFBIG,
+                         "initrd %s: %llu bytes do not fit in the guest's memory between 0x%llx, where the "
+                         "kernel ends, and 0x%llx",
+                         image->path, (unsigned long long)image->bytes, (unsigned long long)kernel->end,
+                         (unsigned long long)end);
+    int r = boot_read(image, guest_memory_pointer(memory, begin, image->bytes), image->bytes, 0);
+    guest_memory_mark(memory, begin, image->bytes);
+    facts->initrd = begin;
+    facts->initrd_bytes = image->bytes;
     return r;
 }
 
-static uint64_t up_to_4(uint64_t bytes)
+static void add_map(struct boot_facts *facts, uint64_t begin, uint64_t bytes, uint32_t type)
 {
-    return (bytes + 3) & ~3ull;
+    facts->map[facts->map_count++] = (struct boot_e820_entry){.addr = begin, .size = bytes, .type = type};
 }
 
-/* 1: found. */
-static int find_entry(int fd, const char *path, const Elf64_Phdr *segment, uint32_t *ret_entry)
-{
-    uint64_t bytes = segment->p_filesz < NOTES_MAX ? segment->p_filesz : NOTES_MAX;
-    uint8_t *notes cleanup_free = malloc(bytes + 1);
-    if (!notes)
-        return error_set(-ENOMEM, "kernel %s: no memory", path);
-    int r = read_at(fd, path, notes, bytes, segment->p_offset);
-    if (r < 0)
-        return r;
-    for (uint64_t at = 0; bytes - at >= sizeof(Elf64_Nhdr);) {
-        Elf64_Nhdr note;
-        memcpy(&note, notes + at, sizeof note);
-        at += sizeof note;
-        uint64_t name = up_to_4(note.n_namesz), value = up_to_4(note.n_descsz);
-        if (name > bytes - at || value > bytes - at - name)
-            break;
-        if (note.n_type == NOTE_PHYS32_ENTRY && note.n_namesz == 4 && memcmp(notes + at, "Xen", 4) == 0 &&
-            note.n_descsz >= 4) {
-            memcpy(ret_entry, notes + at + name, sizeof *ret_entry);
-            return 1;
-        }
-        at += name + value;
-    }
-    return 0;
-}
-
-static int load_kernel(struct machine *machine, int fd, const char *path, uint32_t *ret_entry)
-{
-    Elf64_Ehdr elf;
-    int r = read_at(fd, path, &elf, sizeof elf, 0);
-    if (r < 0)
-        return r;
-    if (memcmp(elf.e_ident, ELFMAG, SELFMAG) != 0 || elf.e_ident[EI_CLASS] != ELFCLASS64 ||
-        elf.e_machine != EM_X86_64 || elf.e_phentsize != sizeof(Elf64_Phdr) || elf.e_phnum > SEGMENTS_MAX)
-        return error_set(-ENOEXEC, "kernel %s: not an ELF file for x86-64", path);
-    bool entry = false;
-    for (unsigned i = 0; r >= 0 && i < elf.e_phnum; i++) {
-        Elf64_Phdr segment;
-        r = read_at(fd, path, &segment, sizeof segment, elf.e_phoff + i * sizeof segment);
-        if (r == 0 && segment.p_type == PT_LOAD && segment.p_memsz)
-            r = load_segment(machine, fd, path, &segment);
-        else if (r == 0 && segment.p_type == PT_NOTE && !entry) {
-            r = find_entry(fd, path, &segment, ret_entry);
-            entry = r > 0;
-        }
-    }
-    if (r >= 0 && !entry)
-        r = error_set(-ENOEXEC, "kernel %s: it has no PVH entry (note XEN_ELFNOTE_PHYS32_ENTRY)", path);
-    return r < 0 ? r : 0;
-}
-
-/* All of it lies below 1 MiB, which every machine has. */
-static void put(struct machine *machine, uint64_t address, const void *from, size_t bytes)
-{
-    guest_memory_write(&machine->memory, address, from, bytes);
-}
-
-static int write_start_info(struct machine *machine, const char *command_line)
+static int tell(struct guest_memory *memory, unsigned cpus, const struct boot_kernel *kernel,
+                const char *command_line, struct boot_facts *facts)
 {
     uint8_t tables[ACPI_BYTES_MAX];
     size_t length = strlen(command_line);
-    if (length >= MACHINE_COMMAND_LINE_MAX)
-        return error_set(-EINVAL, "the kernel's command line is longer than %d characters",
-                         MACHINE_COMMAND_LINE_MAX - 1);
-    uint64_t bytes = machine->config.memory_bytes, low = bytes < MACHINE_HOLE ? bytes : MACHINE_HOLE;
-    const struct memory_map_entry map[] = {{0, LOW_END, E820_RAM, 0},
-                                           {LOW_END, LOW_KERNEL - LOW_END, E820_RESERVED, 0},
-                                           {LOW_KERNEL, low - LOW_KERNEL, E820_RAM, 0},
-                                           {MACHINE_HIGH, bytes - low, E820_RAM, 0}};
-    const struct start_info info = {.magic = START_MAGIC,
-                                    .version = 1,
-                                    .command_line = COMMAND_LINE,
-                                    .rsdp = ACPI_ADDRESS,
-                                    .memory_map = MEMORY_MAP,
-                                    .memory_map_entries = bytes > low ? 4 : 3};
-    put(machine, START_INFO, &info, sizeof info);
-    put(machine, MEMORY_MAP, map, sizeof map);
-    put(machine, COMMAND_LINE, command_line, length + 1);
-    put(machine, ACPI_ADDRESS, tables, acpi_tables(machine->config.cpus, tables));
+    size_t most = BOOT_COMMAND_LINE_MAX - 1;
+    if (most > kernel->command_line_max)
+        most = kernel->command_line_max;
+    if (length > most)
+        return error_set(-EINVAL, "the kernel's command line is longer than %zu characters", most);
+    facts->command_line = COMMAND_LINE;
+    guest_memory_write(memory, COMMAND_LINE, command_line, length + 1);
+    guest_memory_write(memory, ACPI_ADDRESS, tables, acpi_tables(cpus, tables));
+    add_map(facts, 0, LOW_END, E820_RAM);
+    add_map(facts, LOW_END, BOOT_LOW_KERNEL - LOW_END, E820_RESERVED);
+    add_map(facts, BOOT_LOW_KERNEL, memory->slots[0].bytes - BOOT_LOW_KERNEL, E820_RAM);
+    if (memory->slot_count > 1)
+        add_map(facts, memory->slots[1].gpa, memory->slots[1].bytes, E820_RAM);
+    if (kernel->entry.protocol == BOOT_PVH)
+        boot_elf_tell(memory, facts);
+    else
+        boot_linux_tell(memory, kernel, facts);
     return 0;
 }
 
-/* As after a BIOS: the PIC's interrupts reach vCPU 0, and NMI is where it always was. */
-static int connect_pic(struct vcpu *vcpu)
+int boot_load(struct guest_memory *memory, unsigned cpus, const struct boot_files *files,
+              const char *command_line, struct boot_entry *ret_entry)
 {
-    struct kvm_lapic_state lapic;
-    int r = kvm_call(vcpu->fd, KVM_GET_LAPIC, &lapic);
-    if (r < 0)
-        return r;
-    const uint32_t external = 0x700, nmi = 0x400;
-    memcpy(lapic.regs + 0x350, &external, sizeof external);
-    memcpy(lapic.regs + 0x360, &nmi, sizeof nmi);
-    return kvm_call(vcpu->fd, KVM_SET_LAPIC, &lapic);
-}
-
-static int set_registers(struct vcpu *vcpu, uint32_t entry)
-{
-    const struct kvm_segment code = {
-        .limit = 0xffffffff, .selector = 0x08, .type = 0xb, .present = 1, .db = 1, .s = 1, .g = 1};
-    const struct kvm_segment data = {
-        .limit = 0xffffffff, .selector = 0x10, .type = 0x3, .present = 1, .db = 1, .s = 1, .g = 1};
-    const struct kvm_segment task = {.limit = 0x67, .type = 0xb, .present = 1};
-    const struct kvm_regs registers = {.rflags = 2, .rip = entry, .rbx = START_INFO};
-    struct kvm_sregs special;
-    int r = kvm_call(vcpu->fd, KVM_GET_SREGS, &special);
-    if (r < 0)
-        return r;
-    special.cs = code;
-    special.ds = special.es = special.fs = special.gs = special.ss = data;
-    special.tr = task;
-    special.cr0 = CR0_PE | CR0_ET;
-    special.cr4 = special.efer = 0;
-    r = kvm_call(vcpu->fd, KVM_SET_SREGS, &special);
-    if (r >= 0)
-        r = kvm_call(vcpu->fd, KVM_SET_REGS, &registers);
-    return r < 0 ? r : connect_pic(vcpu);
-}
-
-int machine_boot(struct machine *machine, int fd, const char *path, const char *command_line)
-{
-    uint32_t entry = 0;
-    int r = load_kernel(machine, fd, path, &entry);
+    struct boot_image image = {.fd = files->kernel, .what = "kernel", .path = files->kernel_path};
+    struct boot_image initrd = {.fd = files->initrd, .what = "initrd", .path = files->initrd_path};
+    struct boot_kernel kernel = {0};
+    struct boot_facts facts = {0};
+    int r = open_image(&image);
     if (r == 0)
-        r = write_start_info(machine, command_line);
-    return r < 0 ? r : set_registers(&machine->vcpus[0], entry);
+        r = load_kernel(memory, &image, &kernel);
+    if (r == 0 && initrd.fd >= 0)
+        r = open_image(&initrd);
+    if (r == 0 && initrd.fd >= 0)
+        r = load_initrd(memory, &initrd, &kernel, &facts);
+    if (r == 0)
+        r = tell(memory, cpus, &kernel, command_line, &facts);
+    if (r == 0)
+        *ret_entry = kernel.entry;
+    return r;
 }

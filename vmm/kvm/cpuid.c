@@ -11,7 +11,8 @@
 /*
  * What the guest's CPUID instruction says: all that this host's KVM supports, less what has state that nobody
  * saves: nested guests (VMX, SVM), and of KVM's own features those with pages or wake-ups under way in the
- * host's kernel. So both hosts must support the same, and cpu_sum in the description says whether they do.
+ * host's kernel; and less what the user hides (cpu_features.h). Both hosts must come out the same, and
+ * cpu_sum in the description says whether they do.
  */
 
 #define ECX1_VMX          (1u << 5)
@@ -20,6 +21,8 @@
 #define ECX1_HYPERVISOR   (1u << 31)
 #define EDX1_HTT          (1u << 28)
 #define ECX81_SVM         (1u << 2)
+#define ECX0D_SUPERVISOR  1u   /* a part of IA32_XSS */
+#define XSAVE_BASIC       576u /* x87, SSE and the header */
 #define FREQUENCIES       0x40000010u
 #define APIC_BUS_KHZ      1000000u /* of KVM's */
 #define KVM_FEATURES_KEPT                                                                                    \
@@ -83,6 +86,23 @@ static bool fit(struct machine *machine, struct kvm_cpuid_entry2 *entry)
     return !nothing(entry) || (entry->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
 }
 
+/* The area of XSAVE is as long as its last part needs; hidden ones need nothing. */
+static void fit_xsave_area(struct cpuid_table *table)
+{
+    struct kvm_cpuid_entry2 *all = NULL;
+    uint32_t bytes = XSAVE_BASIC;
+    for (uint32_t i = 0; i < table->count; i++) {
+        struct kvm_cpuid_entry2 *entry = &table->entries[i];
+        if (entry->function == 0xd && entry->index == 0)
+            all = entry;
+        else if (entry->function == 0xd && entry->index > 1 && !(entry->ecx & ECX0D_SUPERVISOR) &&
+                 entry->ebx + entry->eax > bytes)
+            bytes = entry->ebx + entry->eax;
+    }
+    if (all)
+        all->ecx = bytes;
+}
+
 static void add(struct cpuid_table *table, struct kvm_cpuid_entry2 entry)
 {
     if (table->count < CPUID_MAX)
@@ -114,10 +134,11 @@ int cpuid_for(struct machine *machine, struct cpuid_table *ret_table)
     uint32_t kept = 0;
     for (uint32_t i = 0; i < ret_table->count && i < CPUID_MAX; i++) {
         struct kvm_cpuid_entry2 entry = ret_table->entries[i];
-        if (fit(machine, &entry))
+        if (fit(machine, &entry) && cpu_features_hide(&machine->config.features, &entry))
             ret_table->entries[kept++] = entry;
     }
     ret_table->count = kept;
+    fit_xsave_area(ret_table);
     /* One package of as many cores; APIC ids are the vCPUs' numbers. */
     add(ret_table, (struct kvm_cpuid_entry2){
                        .function = 0xb, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .ebx = 1, .ecx = 0x100});

@@ -15,8 +15,8 @@
  * non-blocking. */
 int serial_add(struct machine *machine, struct io *io, struct output *output, int in_fd, int out_fd);
 
-/* The keyboard controller's reset line (0xfe to port 0x64) and a port (0x501) whose value is the guest's last
- * word: both end the guest. */
+/* The keyboard controller's reset line (0xfe to port 0x64), and a port (0x501) whose value is the guest's
+ * last word. */
 int reset_add(struct machine *machine);
 
 /* The registers by which a guest that reads ACPI tables (acpi.h) switches itself off. */

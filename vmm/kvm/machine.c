@@ -168,6 +168,19 @@ static int make_memory(struct machine *machine)
     return r;
 }
 
+/* Some KVM that is made of software hides only what it knows, and tells so by this alone. */
+static int check_hidden(const struct machine *machine, struct cpuid_table *table)
+{
+    table->count = CPUID_MAX;
+    int r = kvm_call(machine->vcpus[0].fd, KVM_GET_CPUID2, table);
+    for (uint32_t i = 0; r >= 0 && i < table->count && i < CPUID_MAX; i++) {
+        const char *name = cpu_features_shown(&machine->config.features, &table->entries[i]);
+        if (name)
+            return error_set(-EOPNOTSUPP, "/dev/kvm: it shows guests %s, which is to be hidden", name);
+    }
+    return r;
+}
+
 static int make_cpus(struct machine *machine)
 {
     struct cpuid_table *table cleanup_free = malloc(sizeof *table);
@@ -185,6 +198,8 @@ static int make_cpus(struct machine *machine)
         cpuid_of_vcpu(i, table);
         r = kvm_call(machine->vcpus[i].fd, KVM_SET_CPUID2, table);
     }
+    if (r >= 0)
+        r = check_hidden(machine, table);
     if (r >= 0)
         r = machine_find_msrs(machine);
     for (unsigned i = 0; r == 0 && i < machine->config.cpus; i++)
@@ -218,6 +233,8 @@ int machine_new(struct machine **ret_machine, const struct machine_config *confi
         r = make_memory(machine);
     if (r >= 0)
         r = make_cpus(machine);
+    if (r >= 0)
+        r = machine_keep_power_on(machine);
     if (r < 0) {
         machine_free(machine);
         return r;
@@ -249,6 +266,7 @@ void machine_free(struct machine *machine)
     if (machine->memory_fd >= 0)
         close(machine->memory_fd);
     free(machine->scratch);
+    free(machine->power_on);
     pthread_cond_destroy(&machine->changed);
     pthread_mutex_destroy(&machine->ring_lock);
     pthread_mutex_destroy(&machine->lock);
@@ -275,16 +293,21 @@ uint64_t machine_stood_ns(struct machine *machine)
     return machine->stood_ns;
 }
 
+void machine_shut_door(struct machine *machine)
+{
+    if (machine->stopped)
+        return;
+    machine->stopped = true;
+    machine->stopped_ns = clock_now_ns();
+    machine->stood_ns = 0;
+    for (unsigned i = 0; i < machine->config.cpus; i++)
+        vcpu_kick(&machine->vcpus[i]);
+}
+
 static void park_cpus(struct machine *machine)
 {
     scope_lock(&machine->lock);
-    if (!machine->stopped) {
-        machine->stopped = true;
-        machine->stopped_ns = clock_now_ns();
-        machine->stood_ns = 0;
-        for (unsigned i = 0; i < machine->config.cpus; i++)
-            vcpu_kick(&machine->vcpus[i]);
-    }
+    machine_shut_door(machine);
     while (machine->inside)
         pthread_cond_wait(&machine->changed, &machine->lock);
 }
@@ -368,13 +391,15 @@ static uint32_t msr_sum(const struct machine *machine)
 
 int machine_describe(struct machine *machine, char **ret_text)
 {
-    char text[DESCRIPTION];
-    int used = snprintf(text, sizeof text,
-                        "driver kvm\nstate-version %u\nmemory %llu\ncpus %u\ncpu %016llx\ntsc about %u MHz\n"
-                        "msrs %u %08x\n",
-                        STATE_VERSION, (unsigned long long)machine->config.memory_bytes, machine->config.cpus,
-                        (unsigned long long)machine->cpu_sum, tsc_about_mhz(machine), machine->msr_count,
-                        msr_sum(machine));
+    char text[DESCRIPTION], hidden[CPU_FEATURES_TEXT_MAX];
+    cpu_features_text(&machine->config.features, hidden);
+    int used = snprintf(
+        text, sizeof text,
+        "driver kvm\nstate-version %u\nmemory %llu\ncpus %u\ncpu %016llx\ncpu-hides%s\ntsc about %u MHz\n"
+        "msrs %u %08x\n",
+        STATE_VERSION, (unsigned long long)machine->config.memory_bytes, machine->config.cpus,
+        (unsigned long long)machine->cpu_sum, hidden, tsc_about_mhz(machine), machine->msr_count,
+        msr_sum(machine));
     for (unsigned i = 0; i < machine->bus.device_count; i++) {
         const struct device *device = machine->bus.devices[i];
         if (used < (int)sizeof text)

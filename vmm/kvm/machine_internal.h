@@ -55,11 +55,13 @@ struct machine {
     uint64_t cpu_sum;        /* of what CPUID says, as far as it is the same for all vCPUs */
     uint32_t msrs[MSRS_MAX]; /* the state's */
     unsigned msr_count;
+    void *power_on; /* the state (state.h) before anything booted, of no device */
+    size_t power_on_bytes;
 
     pthread_mutex_t lock; /* of what follows; leaf */
     pthread_cond_t changed;
     unsigned inside; /* vCPUs in the guest, or handling its exits */
-    bool stopped, ending;
+    bool stopped, ending, restart_wanted;
     uint64_t stopped_ns; /* when it was stopped last; 0: never */
     uint64_t stood_ns;   /* from there until all vCPUs ran again; 0: they do not */
     bool quiet;          /* the bus is; the owner's alone */
@@ -83,7 +85,14 @@ void vcpu_free(struct vcpu *vcpu);
 int cpuid_for(struct machine *machine, struct cpuid_table *ret_table);
 void cpuid_of_vcpu(unsigned index, struct cpuid_table *table);
 
-/* state_kvm.c: which MSRs are part of the state. */
+/* machine.c: nobody enters the guest any more, and who is inside leaves it soon. Under the lock. */
+void machine_shut_door(struct machine *machine);
+
+/* state_kvm.c: which MSRs are part of the state; load all of a state but the devices. */
 int machine_find_msrs(struct machine *machine);
+int machine_load_kernel_parts(struct machine *machine, const void *state, size_t bytes);
+
+/* restart.c: keep the state as it is now for machine_restart(). */
+int machine_keep_power_on(struct machine *machine);
 
 #endif

@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/scope.h"
+#include "vmm/kvm/boot.h"
 #include "vmm/kvm/confine.h"
 #include "vmm/kvm/devices.h"
 #include "vmm/kvm/legacy.h"
@@ -21,23 +22,27 @@
 enum { EXIT_RAN = 0, EXIT_BROKE = 1, EXIT_ARGUMENTS = 2 };
 
 struct options {
-    const char *kernel, *command_line, *control, *serial;
+    const char *kernel, *initrd, *command_line, *control, *serial;
     uint64_t memory_bytes;
     unsigned cpus;
+    struct cpu_features features;
     struct devices_wanted devices;
-    bool incoming;
+    bool no_reboot, incoming;
     enum { LOG_BITMAP, LOG_RING, LOG_AUTO } log;
 };
 
 static const char help[] =
-    "Usage: understudy run --kernel ELF [--cmdline TEXT] [--memory SIZE] [--cpus N] [--control SOCKET]\n"
-    "                      [--serial WHERE] [--console WHERE] [--net TAP[,MAC]]... [--rng]\n"
-    "                      [--disk PATH[,ro][,id=NAME]]... [--incoming] [--dirty-log bitmap|ring|auto]\n\n"
+    "Usage: understudy run --kernel FILE [--initrd FILE] [--cmdline TEXT] [--memory SIZE] [--cpus N]\n"
+    "                      [--cpu -NAME,...] [--control SOCKET] [--serial WHERE] [--console WHERE]\n"
+    "                      [--net TAP[,MAC]]... [--rng] [--disk PATH[,ro][,id=NAME]]...\n"
+    "                      [--dirty-log bitmap|ring|auto] [--no-reboot] [--incoming]\n\n"
     "Run a guest in a VMM of our own on /dev/kvm, until it ends. An engine protects it by way of SOCKET.\n\n"
-    "  --kernel ELF      a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
+    "  --kernel FILE     a Linux bzImage, or a 64-bit ELF with a PVH entry (a Linux vmlinux has one)\n"
+    "  --initrd FILE     its initial RAM disk\n"
     "  --cmdline TEXT    its command line\n"
     "  --memory SIZE     of its memory, with K, M or G (default: 256M)\n"
     "  --cpus N          virtual CPUs (default: 1)\n"
+    "  --cpu -NAME,...   hide these features of the processor, by their names in /proc/cpuinfo\n"
     "  --control SOCKET  where an engine connects: 'vmm = SOCKET' in its configuration\n"
     "  --serial WHERE    the guest's serial port: stdio (default), pty (its path is told), or the path of a\n"
     "                    file, which is appended to, of a FIFO, or of a terminal\n"
@@ -49,6 +54,7 @@ static const char help[] =
     "                    NAME on both hosts (default: disk0, disk1 ...); at most 4\n"
     "  --dirty-log LOG   how KVM tells what the guest wrote: bitmap (default); ring, which must\n"
     "                    prove itself at the start; auto: ring if it does, else bitmap\n"
+    "  --no-reboot       a guest that resets itself ends; without this it boots again\n"
     "  --incoming        wait for a guest's state instead of booting; the engine of a standby adds this\n\n"
     "SIGTERM ends the guest. SIGCONT lets a guest run on that an engine left stopped, and SIGUSR1 lets\n"
     "output out that an engine left held.\n"
@@ -100,13 +106,24 @@ static int refuse(const char *option, const char *value, const char *allowed)
 static int parse(int argc, char **argv, struct options *ret_options)
 {
     static const struct option names[] = {
-        {"kernel", required_argument, NULL, 'k'},  {"cmdline", required_argument, NULL, 'a'},
-        {"memory", required_argument, NULL, 'm'},  {"cpus", required_argument, NULL, 'c'},
-        {"control", required_argument, NULL, 's'}, {"serial", required_argument, NULL, 'o'},
-        {"net", required_argument, NULL, 'n'},     {"rng", no_argument, NULL, 'r'},
-        {"disk", required_argument, NULL, 'b'},    {"dirty-log", required_argument, NULL, 'd'},
-        {"incoming", no_argument, NULL, 'i'},      {"console", required_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},          {0}};
+        {"kernel", required_argument, NULL, 'k'},
+        {"initrd", required_argument, NULL, 't'},
+        {"cmdline", required_argument, NULL, 'a'},
+        {"memory", required_argument, NULL, 'm'},
+        {"cpus", required_argument, NULL, 'c'},
+        {"cpu", required_argument, NULL, 'f'},
+        {"control", required_argument, NULL, 's'},
+        {"serial", required_argument, NULL, 'o'},
+        {"console", required_argument, NULL, 'v'},
+        {"net", required_argument, NULL, 'n'},
+        {"rng", no_argument, NULL, 'r'},
+        {"disk", required_argument, NULL, 'b'},
+        {"dirty-log", required_argument, NULL, 'd'},
+        {"no-reboot", no_argument, NULL, 'e'},
+        {"incoming", no_argument, NULL, 'i'},
+        {"help", no_argument, NULL, 'h'},
+        {0},
+    };
     struct options options = {
         .command_line = "", .serial = "stdio", .memory_bytes = MEMORY_DEFAULT, .cpus = 1};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -118,6 +135,9 @@ static int parse(int argc, char **argv, struct options *ret_options)
             }
             options.kernel = optarg;
             break;
+        case 't':
+            options.initrd = optarg;
+            break;
         case 'a':
             options.command_line = optarg;
             break;
@@ -128,6 +148,10 @@ static int parse(int argc, char **argv, struct options *ret_options)
         case 'c':
             if (!parse_cpus(optarg, &options.cpus))
                 return refuse("cpus", optarg, "1 to 64");
+            break;
+        case 'f':
+            if (!cpu_features_parse(&options.features, optarg))
+                return refuse("cpu", optarg, "-NAME,-NAME... with names of features that /proc/cpuinfo has");
             break;
         case 's':
             options.control = optarg;
@@ -154,6 +178,9 @@ static int parse(int argc, char **argv, struct options *ret_options)
         case 'd':
             if (!parse_log(optarg, &options))
                 return refuse("dirty-log", optarg, "bitmap, ring and auto");
+            break;
+        case 'e':
+            options.no_reboot = true;
             break;
         case 'i':
             options.incoming = true;
@@ -182,7 +209,28 @@ static int parse(int argc, char **argv, struct options *ret_options)
     return -1;
 }
 
+static int open_boot_files(const struct options *options, struct boot_files *files)
+{
+    files->kernel_path = options->kernel;
+    files->initrd_path = options->initrd;
+    if (options->kernel && (files->kernel = open(options->kernel, O_RDONLY | O_CLOEXEC)) < 0)
+        return error_errno(-errno, "kernel %s", options->kernel);
+    if (options->initrd && (files->initrd = open(options->initrd, O_RDONLY | O_CLOEXEC)) < 0)
+        return error_errno(-errno, "initrd %s", options->initrd);
+    return 0;
+}
+
+static void close_boot_files(struct boot_files *files)
+{
+    if (files->kernel >= 0)
+        close(files->kernel);
+    if (files->initrd >= 0)
+        close(files->initrd);
+}
+
 struct vmm_parts {
+    const struct options *options;
+    struct boot_files files;
     struct terminal serial;
     struct server *server;
     struct devices *devices;
@@ -194,14 +242,16 @@ static void announce(void *ctx)
     devices_announce(((struct vmm_parts *)ctx)->devices);
 }
 
-static int boot(const struct options *options, int kernel, struct vmm_parts *parts)
+static int boot(void *ctx)
 {
-    char command_line[MACHINE_COMMAND_LINE_MAX];
-    if (snprintf(command_line, sizeof command_line, "%s", options->command_line) >= (int)sizeof command_line)
+    struct vmm_parts *parts = ctx;
+    char command_line[BOOT_COMMAND_LINE_MAX];
+    if (snprintf(command_line, sizeof command_line, "%s", parts->options->command_line) >=
+        (int)sizeof command_line)
         return error_set(-EINVAL, "the kernel's command line is longer than %zu characters",
                          sizeof command_line - 1);
     int r = devices_command_line(parts->devices, command_line, sizeof command_line);
-    return r < 0 ? r : machine_boot(parts->machine, kernel, options->kernel, command_line);
+    return r < 0 ? r : machine_boot(parts->machine, &parts->files, command_line);
 }
 
 /* A ring that does not prove itself is not used, whatever was said. */
@@ -219,13 +269,15 @@ static int choose_log(const struct options *options, struct machine_config *conf
 /* What is opened comes first, then threads, and then nothing of either any more. */
 static int make(const struct options *options, struct vmm_parts *parts)
 {
-    struct machine_config config = {.memory_bytes = options->memory_bytes, .cpus = options->cpus};
-    int kernel cleanup_close = -1;
+    struct machine_config config = {
+        .memory_bytes = options->memory_bytes, .cpus = options->cpus, .features = options->features};
     int r = server_new(&parts->server, options->control, &config);
     if (r == 0)
         r = terminal_open(&parts->serial, "serial port", options->serial);
-    if (r == 0 && !options->incoming && (kernel = open(options->kernel, O_RDONLY | O_CLOEXEC)) < 0)
-        r = error_errno(-errno, "kernel %s", options->kernel);
+    if (r == 0)
+        r = open_boot_files(options, &parts->files);
+    if (r == 0 && options->kernel && !options->no_reboot)
+        server_reboots(parts->server, &config, boot, parts);
     if (r == 0) {
         const struct output_events events = server_output_events(parts->server);
         r = devices_open(&parts->devices, &options->devices, &events);
@@ -248,7 +300,7 @@ static int make(const struct options *options, struct vmm_parts *parts)
     if (r == 0)
         r = devices_add(parts->devices, parts->machine);
     if (r == 0 && !options->incoming)
-        r = boot(options, kernel, parts);
+        r = boot(parts);
     if (r == 0)
         server_attach_images(parts->server, devices_images(parts->devices));
     if (r == 0)
@@ -260,7 +312,8 @@ static int make(const struct options *options, struct vmm_parts *parts)
 int main(int argc, char **argv)
 {
     struct options options;
-    struct vmm_parts parts = {.serial = TERMINAL_NONE};
+    struct vmm_parts parts = {
+        .options = &options, .files = {.kernel = -1, .initrd = -1}, .serial = TERMINAL_NONE};
     enum machine_end end = MACHINE_CRASHED;
     int code = parse(argc, argv, &options);
     if (code >= 0)
@@ -280,6 +333,7 @@ int main(int argc, char **argv)
     machine_free(parts.machine);
     devices_free(parts.devices);
     terminal_close(&parts.serial);
+    close_boot_files(&parts.files);
     server_free(parts.server);
     return end == MACHINE_ENDED ? EXIT_RAN : EXIT_BROKE;
 }

@@ -34,7 +34,7 @@ static void keyboard_write(struct device *device, uint64_t offset, unsigned byte
 {
     (void)bytes;
     if (offset == KEYBOARD_STATUS && value == PULSE_RESET)
-        machine_end(((struct reset *)device)->machine, MACHINE_ENDED, "the guest reset itself");
+        machine_ask_restart(((struct reset *)device)->machine);
 }
 
 static void exit_write(struct device *device, uint64_t offset, unsigned bytes, uint64_t value)

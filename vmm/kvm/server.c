@@ -49,6 +49,8 @@ struct server {
     void (*announce)(void *ctx);
     void *announce_ctx;
     struct images *images;
+    int (*boot)(void *ctx);
+    void *boot_ctx;
     int listener, signals, wake, epoll;
     struct visitor visitors[VISITORS_MAX];
     struct visitor *engine;
@@ -79,6 +81,39 @@ static void on_ended(void *ctx, enum machine_end why, const char *text)
 static bool is_over(const struct server *server)
 {
     return __atomic_load_n(&server->end, __ATOMIC_ACQUIRE) != MACHINE_GOES_ON;
+}
+
+/* --- the guest's new beginning --- */
+
+static void on_restart(void *ctx)
+{
+    eventfd_write(((struct server *)ctx)->wake, 1);
+}
+
+/* Of a machine that stands still; afterwards it does so before the kernel's first instruction, or is over. */
+static void reboot(struct server *server)
+{
+    log_notice("the guest resets itself and boots again");
+    int r = machine_restart(server->machine);
+    if (r == 0)
+        r = server->boot(server->boot_ctx);
+    if (r < 0)
+        machine_end(server->machine, MACHINE_CRASHED, "the guest cannot boot again: %s", error_text());
+}
+
+/* A guest that is paused or held was restarted when it was stopped. */
+static void on_wake(struct server *server)
+{
+    eventfd_t count;
+    eventfd_read(server->wake, &count);
+    if (is_over(server) || server->phase != CONTROL_RUNNING || !machine_wants_restart(server->machine))
+        return;
+    if (machine_pause(server->machine) < 0) {
+        machine_end(server->machine, MACHINE_CRASHED, "the guest cannot boot again: %s", error_text());
+        return;
+    }
+    reboot(server);
+    machine_resume(server->machine);
 }
 
 /* --- who is connected --- */
@@ -227,6 +262,8 @@ static int stop(struct server *server)
 {
     count_stood(server);
     int r = machine_pause(server->machine);
+    if (r == 0 && machine_wants_restart(server->machine))
+        reboot(server);
     if (r == 0 && is_over(server))
         r = error_set(-ESRCH, "the guest is over: %s", server->end_text);
     return r;
@@ -503,6 +540,13 @@ int server_new(struct server **ret_server, const char *control_path, struct mach
     return 0;
 }
 
+void server_reboots(struct server *server, struct machine_config *config, int (*boot)(void *ctx), void *ctx)
+{
+    server->boot = boot;
+    server->boot_ctx = ctx;
+    config->restart = on_restart;
+}
+
 void server_free(struct server *server)
 {
     if (!server)
@@ -566,7 +610,9 @@ enum machine_end server_run(struct server *server)
             on_signal(server);
         else if (event.data.ptr == &server->gate.wake)
             tell_gate(server);
-        else if (event.data.ptr != &server->wake)
+        else if (event.data.ptr == &server->wake)
+            on_wake(server);
+        else
             serve(server, event.data.ptr);
     }
     if (server->retired)

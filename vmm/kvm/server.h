@@ -25,6 +25,10 @@ void server_free(struct server *server);
 /* What the guest's output tells, for output_new(). */
 struct output_events server_output_events(struct server *server);
 
+/* A guest that resets itself boots again, by `boot(ctx)` into a machine that is as new; without this it is
+ * over. Completes `config`, too. */
+void server_reboots(struct server *server, struct machine_config *config, int (*boot)(void *ctx), void *ctx);
+
 /* From here on `machine` may be asked for, and `output` held; `incoming`: it waits for a state.
  * `announce(ctx)` tells the network where the guest is. */
 int server_attach(struct server *server, struct machine *machine, struct output *output, bool incoming,

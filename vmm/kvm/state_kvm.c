@@ -272,7 +272,7 @@ static int load_devices(struct machine *machine, const void *state, size_t bytes
     return r < 0 ? r : bus_load_end(&machine->bus);
 }
 
-int machine_load(struct machine *machine, const void *state, size_t bytes)
+int machine_load_kernel_parts(struct machine *machine, const void *state, size_t bytes)
 {
     struct state_shape ours;
     struct state_parsed *parsed cleanup_free = malloc(sizeof *parsed);
@@ -289,11 +289,15 @@ int machine_load(struct machine *machine, const void *state, size_t bytes)
     }
     if (r >= 0)
         r = load_chips(machine, parsed);
-    if (r >= 0)
-        r = load_devices(machine, state, bytes);
     if (r < 0)
         return r;
     const struct kvm_clock_data clock = {.clock = parsed->clock_ns};
     r = kvm_call(machine->vm, KVM_SET_CLOCK, &clock);
     return r < 0 ? r : 0;
+}
+
+int machine_load(struct machine *machine, const void *state, size_t bytes)
+{
+    int r = machine_load_kernel_parts(machine, state, bytes);
+    return r < 0 ? r : load_devices(machine, state, bytes);
 }
