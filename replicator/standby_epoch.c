@@ -180,14 +180,18 @@ void standby_on_applied(struct standby *standby, const struct role_event *event)
 void standby_on_guest(struct standby *standby, const struct role_event *event)
 {
     struct role_core *core = &standby->core;
-    if (event->guest != VMM_EVENT_ENDED && event->guest != VMM_EVENT_FAILED)
+    bool is_lost = event->guest == VMM_EVENT_LOST;
+    if (event->guest != VMM_EVENT_ENDED && event->guest != VMM_EVENT_FAILED && !is_lost)
         return;
-    const char *what = event->guest == VMM_EVENT_ENDED ? "ended" : "failed";
+    const char *what = event->guest == VMM_EVENT_ENDED ? "ended"
+                       : is_lost                       ? "cannot be reached any more"
+                                                       : "failed";
     if (core->state == STANDBY_ACTIVE) {
         role_reason(core, "the guest %s", what);
         role_report(core, event->guest == VMM_EVENT_ENDED ? LOG_LEVEL_NOTICE : LOG_LEVEL_ERROR, "%s",
                     core->reason);
-        role_store(core, false);
+        if (!is_lost) /* it may run, by right */
+            role_store(core, false);
         role_enter(core, STANDBY_ENDED);
         role_act(core, ACTION_EXIT)->code = event->guest == VMM_EVENT_ENDED ? 0 : -EIO;
         return;

@@ -365,7 +365,7 @@ static void on_guest_event(void *daemon, enum vmm_event event)
 {
     struct standbyd *standbyd = daemon;
     struct role_event happened = {.type = EVENT_GUEST, .guest = event};
-    if (event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED) {
+    if (event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED || event == VMM_EVENT_LOST) {
         standbyd->guest_failed = true;
         worker_watch(standbyd->hub.worker, NULL);
     }

@@ -19,7 +19,7 @@
 #define MEMORY (4ull << 20)
 #define ROOM   4096u
 
-enum conduct { OBEYS, CANNOT_SAVE, ANSWERS_LATE };
+enum conduct { OBEYS, CANNOT_SAVE, ANSWERS_LATE, HANGS_UP };
 
 static struct {
     char folder[64], path[96];
@@ -69,6 +69,8 @@ static void *play(void *argument)
         }
         if (request.op == CONTROL_RELEASE)
             continue;
+        if (request.op == CONTROL_PAUSE && fake.conduct == HANGS_UP)
+            break;
         if (request.op == CONTROL_PAUSE)
             do_pause(&answer);
         if (request.op == CONTROL_PAUSE && fake.conduct == ANSWERS_LATE) {
@@ -158,11 +160,25 @@ static void test_answer_comes_late(void **state)
     fails(ANSWERS_LATE, -ETIMEDOUT, "does not answer");
 }
 
+/* The process of the VMM is this one, which lives: its guest may run, and nobody may say that it failed. */
+static void test_hangs_up_and_lives(void **state)
+{
+    (void)state;
+    struct vmm *source;
+    assert_int_equal(kvm_attach(&source, fake.path), 0);
+    fake.conduct = HANGS_UP;
+    assert_true(source->ops->pause(source) < 0);
+    assert_int_equal(source->ops->event(source), VMM_EVENT_LOST);
+    assert_int_equal(source->ops->event(source), VMM_EVENT_NONE);
+    source->ops->close(source);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_state_cannot_be_saved, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_answer_comes_late, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_hangs_up_and_lives, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

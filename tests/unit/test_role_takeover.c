@@ -339,6 +339,24 @@ static void test_guest_breaks_while_the_arbiter_is_asked(void **state)
     expect_send(WIRE_WELCOME);
 }
 
+/* A guest that cannot be reached runs, perhaps, and by right. */
+static void test_active_and_out_of_reach(void **state)
+{
+    (void)state;
+    protect(kit_config());
+    say(EVENT_TAKEOVER);
+    say(EVENT_RUNNING);
+    expect_state(STANDBY_ACTIVE);
+    say(EVENT_GUEST, .guest = VMM_EVENT_LOST);
+    expect_no(ACTION_STORE);
+    assert_true(find(ACTION_EXIT)->code < 0);
+    kit_end(NULL);
+
+    protect(kit_config()); /* one that waits is of no use then */
+    say(EVENT_GUEST, .guest = VMM_EVENT_LOST);
+    assert_int_equal(find_send(WIRE_REFUSE)->refusal, WIRE_REFUSE_GUEST);
+}
+
 static void test_active(void **state)
 {
     (void)state;
@@ -446,6 +464,7 @@ int main(void)
         unit(test_fence),
         unit(test_guest_breaks_while_the_arbiter_is_asked),
         unit(test_active),
+        unit(test_active_and_out_of_reach),
         unit(test_stop),
         unit(test_stop_while_arbitrating),
     };

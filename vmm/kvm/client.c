@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -35,7 +36,8 @@ int client_open(struct client *client, const char *path)
         return error_errno(-errno, "vmm %s", path);
     client->fd = take_fd(&fd);
     client->pid = peer.pid;
-    return 0;
+    client->process = pidfd_open(peer.pid, 0);
+    return client->process < 0 ? error_errno(-errno, "vmm %s: process %d", path, peer.pid) : 0;
 }
 
 void client_close(struct client *client)
@@ -48,6 +50,8 @@ void client_close(struct client *client)
         close(client->memory_fd);
     if (client->fd >= 0)
         close(client->fd);
+    if (client->process >= 0)
+        close(client->process);
     free(client->text);
     *client = CLIENT_NONE;
 }
@@ -57,10 +61,20 @@ static void push_event(struct client *client, enum vmm_event event)
 {
     if (client->over)
         return;
-    client->over = event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED;
+    client->over = event == VMM_EVENT_ENDED || event == VMM_EVENT_FAILED || event == VMM_EVENT_LOST;
     if (client->event_count == CLIENT_EVENTS_MAX)
         client->event_count--;
     client->events[client->event_count++] = event;
+}
+
+/* The VMM hung up, or speaks nonsense: we can do nothing with it any more. But its guest may run. */
+static void lost(struct client *client)
+{
+    struct pollfd pollfd = {.fd = client->process, .events = POLLIN};
+    int r;
+    while ((r = poll(&pollfd, 1, CLIENT_GONE_MS)) < 0 && errno == EINTR)
+        ;
+    push_event(client, r > 0 ? VMM_EVENT_FAILED : VMM_EVENT_LOST);
 }
 
 /* 1: an answer; 0: an event was kept. */
@@ -76,8 +90,7 @@ static int receive(struct client *client, struct control_message *ret_message, i
     if (r == 0)
         push_event(client, (enum vmm_event)ret_message->value);
     else if (r != -EAGAIN)
-        push_event(client,
-                   VMM_EVENT_FAILED); /* it is gone, or speaks nonsense: we can do nothing with it any more */
+        lost(client);
     return r;
 }
 

@@ -11,14 +11,16 @@
 
 #define CLIENT_EVENTS_MAX 16
 #define CLIENT_CALL_MS    10000
+#define CLIENT_GONE_MS    1000 /* from the end of a VMM's connections to its own */
 
 struct client {
     int fd;
     pid_t pid;
+    int process; /* pidfd */
     uint32_t sequence;
     enum vmm_event events[CLIENT_EVENTS_MAX];
     size_t event_count;
-    bool over;                /* ENDED or FAILED was said */
+    bool over;                /* ENDED, FAILED or LOST was said */
     enum control_phase phase; /* as of the last answer */
 
     /* from client_greet() on */
@@ -28,7 +30,7 @@ struct client {
     size_t shared_bytes, state_room;
     char *text; /* the description's */
 };
-#define CLIENT_NONE ((struct client){.fd = -1, .memory_fd = -1})
+#define CLIENT_NONE ((struct client){.fd = -1, .process = -1, .memory_fd = -1})
 
 /* Connect. -ENOENT, -ECONNREFUSED: nobody is there. */
 int client_open(struct client *client, const char *path);
