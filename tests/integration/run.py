@@ -11,6 +11,7 @@ import fnmatch
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -73,11 +74,17 @@ def run_one(name, build, report):
                 understudy_test.keep_logs(run, logs)
         shutil.rmtree(directory, ignore_errors=True)
     with open(report, "w") as file:
-        json.dump({"code": code, "text": text}, file)
+        json.dump({"code": code, "text": text, "cpu": cpu_seconds()}, file)
+
+
+def cpu_seconds():
+    """What this process and everything that it has reaped have used: close() leaves nothing unreaped."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def run_child(name, build):
-    """Starts the test's process, waits, cleans up behind it; (code, text, seconds)."""
+    """Starts the test's process, waits, cleans up behind it; (code, text, seconds, CPU seconds)."""
     began = time.monotonic()
     handle, report = tempfile.mkstemp(prefix="us-report-")
     os.close(handle)
@@ -101,7 +108,7 @@ def run_child(name, build):
     except ValueError:
         result = {"code": FAILED, "text": f"the test's process ended with {child.returncode} and no result"}
     os.unlink(report)
-    return result["code"], result["text"], time.monotonic() - began
+    return result["code"], result["text"], time.monotonic() - began, result.get("cpu", 0.0)
 
 
 def main():
@@ -129,14 +136,15 @@ def main():
     understudy_test.find_binary(build)
     understudy_test.guest_image(build)
     processes.become_subreaper()
-    summary = {"passed": 0, "failed": 0, "skipped": [], "failures": [], "seconds": 0.0}
+    summary = {"passed": 0, "failed": 0, "skipped": [], "failures": [], "seconds": 0.0, "tests": []}
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
         work = [(name, pool.submit(run_child, name, build)) for name in chosen]
         for name, future in work:
-            code, text, seconds = future.result()
+            code, text, seconds, cpu = future.result()
             word = {PASSED: "ok", SKIPPED: "skip"}.get(code, "FAIL")
-            line = f"{word:4} {name} ({seconds:.1f} s)"
+            line = f"{word:4} {name} ({seconds:.1f} s, {cpu:.1f} of CPU)"
+            summary["tests"].append({"name": name, "seconds": round(seconds, 2), "cpu": round(cpu, 2)})
             print(line + (f": {text}" if text and code != FAILED else ""), flush=True)
             if code == FAILED:
                 print("     " + text.replace("\n", "\n     "), flush=True)
