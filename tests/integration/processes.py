@@ -117,14 +117,15 @@ def tail(path, lines=25):
 class Process:
     """One program, perhaps inside a network namespace, its output in a file."""
 
-    def __init__(self, name, argv, log, network=None, environment=None, before=None):
+    def __init__(self, name, argv, log, network=None, environment=None, before=None,
+                 input=subprocess.DEVNULL):
         self.name, self.log, self.argv = name, log, argv
         if network:
             argv = ["nsenter", f"--net=/run/netns/{network}", "--"] + argv
         with open(log, "ab") as output:
             output.write(f"# {' '.join(argv)}\n".encode())
             output.flush()
-            self.popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            self.popen = subprocess.Popen(argv, stdin=input, stdout=output, stderr=output,
                                           env={**os.environ, **(environment or {})}, start_new_session=True,
                                           preexec_fn=before)
         self.pid = self.popen.pid

@@ -29,6 +29,9 @@ class Qmp:
         if arguments:
             message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
         self.socket.sendall(json.dumps(message).encode() + b"\n")
+        return self.answer(command)
+
+    def answer(self, command):
         while True:
             line = self.lines.readline()
             if not line:
@@ -38,6 +41,12 @@ class Qmp:
                 raise AssertionError(f"QMP {command}: {reply['error'].get('desc')}")
             if "return" in reply:
                 return reply["return"]
+
+    def give(self, name, descriptor):
+        """Hands an open file over, for a later "fd:NAME"."""
+        message = json.dumps({"execute": "getfd", "arguments": {"fdname": name}}).encode() + b"\n"
+        socket.send_fds(self.socket, [message], [descriptor])
+        return self.answer("getfd")
 
     def hmp(self, line):
         return self("human-monitor-command", command_line=line)

@@ -7,10 +7,12 @@ namespace, no file but the logs of a failure (BUILD/integration-logs/TEST). Need
 """
 import argparse
 import concurrent.futures
+import contextlib
 import fnmatch
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -44,7 +46,7 @@ def matches(name, pattern):
     return any(part in name or fnmatch.fnmatch(name, part) for part in pattern.split(",")) if pattern else True
 
 
-def run_one(name, build, report):
+def run_one(name, build, report, booted):
     """In the test's own process."""
     processes.become_subreaper()
     function = dict(tests())[name]
@@ -52,7 +54,7 @@ def run_one(name, build, report):
     seed = int(os.environ.get("UNDERSTUDY_SEED", "0")) or int.from_bytes(os.urandom(4), "big") or 1
     run, code, text = None, FAILED, ""
     try:
-        run = understudy_test.Run(name, build, directory, seed)
+        run = understudy_test.Run(name, build, directory, seed, booted=booted)
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(AssertionError("the test's time is up")))
         note = function(run)
         code, text = PASSED, note or ""
@@ -73,15 +75,22 @@ def run_one(name, build, report):
                 understudy_test.keep_logs(run, logs)
         shutil.rmtree(directory, ignore_errors=True)
     with open(report, "w") as file:
-        json.dump({"code": code, "text": text}, file)
+        json.dump({"code": code, "text": text, "cpu": cpu_seconds()}, file)
 
 
-def run_child(name, build):
-    """Starts the test's process, waits, cleans up behind it; (code, text, seconds)."""
+def cpu_seconds():
+    """What this process and everything that it has reaped have used: close() leaves nothing unreaped."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def run_child(name, build, booted):
+    """Starts the test's process, waits, cleans up behind it; (code, text, seconds, CPU seconds)."""
     began = time.monotonic()
     handle, report = tempfile.mkstemp(prefix="us-report-")
     os.close(handle)
-    child = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--build", build, "--one", name, report])
+    child = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--build", build, "--one", name, report,
+                              booted])
     try:
         child.wait(LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -101,7 +110,22 @@ def run_child(name, build):
     except ValueError:
         result = {"code": FAILED, "text": f"the test's process ended with {child.returncode} and no result"}
     os.unlink(report)
-    return result["code"], result["text"], time.monotonic() - began
+    return result["code"], result["text"], time.monotonic() - began, result.get("cpu", 0.0)
+
+
+@contextlib.contextmanager
+def booted_guests(build):
+    """The directory where guests that have booted wait for the tests of this run (booted.py): many times 80 MB."""
+    for name in os.listdir(build):
+        kind, _, pid = name.partition("-")
+        if kind == "booted" and not processes.alive(int(pid)):
+            shutil.rmtree(os.path.join(build, name))
+    directory = os.path.join(build, f"booted-{os.getpid()}")
+    os.mkdir(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 def main():
@@ -111,11 +135,11 @@ def main():
     parser.add_argument("--list", action="store_true", help="name the tests and end")
     parser.add_argument("--json", help="write a summary here")
     parser.add_argument("--jobs", type=int, default=1, help="tests at a time (default: 1)")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     build = os.path.abspath(options.build)
     if options.one:
-        return run_one(options.one[0], build, options.one[1])
+        return run_one(options.one[0], build, *options.one[1:])
     chosen = [name for name, _ in tests() if matches(name, options.only)]
     if options.list:
         print("\n".join(chosen))
@@ -129,14 +153,15 @@ def main():
     understudy_test.find_binary(build)
     understudy_test.guest_image(build)
     processes.become_subreaper()
-    summary = {"passed": 0, "failed": 0, "skipped": [], "failures": [], "seconds": 0.0}
+    summary = {"passed": 0, "failed": 0, "skipped": [], "failures": [], "seconds": 0.0, "tests": []}
     began = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        work = [(name, pool.submit(run_child, name, build)) for name in chosen]
+    with booted_guests(build) as booted, concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        work = [(name, pool.submit(run_child, name, build, booted)) for name in chosen]
         for name, future in work:
-            code, text, seconds = future.result()
+            code, text, seconds, cpu = future.result()
             word = {PASSED: "ok", SKIPPED: "skip"}.get(code, "FAIL")
-            line = f"{word:4} {name} ({seconds:.1f} s)"
+            line = f"{word:4} {name} ({seconds:.1f} s, {cpu:.1f} of CPU)"
+            summary["tests"].append({"name": name, "seconds": round(seconds, 2), "cpu": round(cpu, 2)})
             print(line + (f": {text}" if text and code != FAILED else ""), flush=True)
             if code == FAILED:
                 print("     " + text.replace("\n", "\n     "), flush=True)

@@ -19,6 +19,7 @@ import time
 
 SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CLIENT, GUEST, MAC = "10.78.0.1", "10.78.0.2", "52:54:00:78:00:02"
+CLIENT_MAC = "52:54:00:78:00:01"  # the same in each test: a guest that booted in another one knows it from there
 TAP, BRIDGE, UPLINK = "tap0", "br0", "up0"
 REDIS_PORT, POSTGRES_PORT, COUNTER_PORT, COUNTER_PEER_PORT = 6379, 5432, 7001, 7000
 
@@ -41,6 +42,7 @@ class Outside:
         run.command("ip", "netns", "add", name)
         run.command("ip", "-n", name, "link", "set", "lo", "up")
         self.bridge(name)
+        self.ip(name, "link", "set", BRIDGE, "address", CLIENT_MAC)
         self.ip(name, "address", "add", f"{CLIENT}/24", "dev", BRIDGE)
         for host, namespace in hosts.items():
             self.bridge(namespace)
@@ -124,6 +126,10 @@ class Devices:
             for host in "alpha", "beta":
                 if not os.path.exists(self.disk_path(host, index)):
                     disk.create(self.pair.run, self.disk_path(host, index), host == "alpha" or disk.read_only)
+
+    def written(self):
+        """Indices of the disks that the guest may write to."""
+        return [index for index, disk in enumerate(self.disks) if not disk.read_only]
 
     def names(self):
         """The guest's names of the disks, then of the root: the order of the command line, by bus."""

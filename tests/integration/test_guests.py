@@ -10,7 +10,7 @@ from understudy_test import LIGHT, PAGES, check, wait_for
 
 
 def protect_and_lose(run, **options):
-    pair = run.pair(takeover="auto", **options).up()
+    pair = run.pair(takeover="auto", boot=True, **options).up()
     pair.wait_epochs(10)
     found = pair.verify()
     check(not found["differing"], f"memory differs: {found}", pair.story)

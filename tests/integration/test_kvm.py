@@ -56,7 +56,7 @@ def test_soak(run):
 
 def test_one_millisecond(run):
     """Checkpoints as often as the configuration allows."""
-    words = "block=ram mem=4M rate=max check=100 write=line order=sequential"
+    words = "block=ram mem=2M rate=max check=100 write=line order=sequential"
     pair = KvmPair(run, words=words, interval="1ms", pause_share="90", takeover="auto").up()
     began, first = time.monotonic(), pair.status("alpha")["checkpoints"]
     status = pair.wait_epochs(400)

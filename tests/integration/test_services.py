@@ -137,7 +137,7 @@ def test_takes_the_place_of_another(run):
 
 def test_dgram(run):
     """With -netdev dgram the guest's frames come out of a socket, whole, one each."""
-    pair = run.pair(memory=256, load=QUIET, services="idle", network="dgram")
+    pair = run.pair(memory=256, load=QUIET, services="idle", network="dgram", boot=True)
     own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     own.bind(pair.devices.socket_path("alpha", "own"))
     own.settimeout(40)

@@ -7,7 +7,7 @@ from understudy_test import HEAVY, LIGHT, PAGES, check, wait_for
 
 
 def test_auto(run):
-    pair = run.pair(takeover="auto").up()
+    pair = run.pair(takeover="auto", boot=True).up()
     pair.wait_epochs(20)
     stop_watching = pair.watch()
     ticks = pair.wait_ticks("alpha", 2)

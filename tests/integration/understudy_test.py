@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 
+import booted
 import processes
 import services as around
 from processes import Process, alive, tail
@@ -98,14 +99,16 @@ class Serial:
 class Run:
     """One test's place: a directory, two namespaces, processes; everything is taken away by close()."""
 
-    def __init__(self, name, build, directory, seed, understudy=None):
-        """`understudy`: the program, where it is not that of the build directory."""
+    def __init__(self, name, build, directory, seed, understudy=None, booted=None):
+        """`understudy`: the program, where it is not that of the build directory. `booted`: a directory for guests
+        that have booted already (booted.py); without it each guest boots."""
         self.name, self.build, self.directory = name, build, directory
         self.random = random.Random(seed)
         self.seed = seed
         self.logs = os.path.join(directory, "logs")
         os.makedirs(self.logs, exist_ok=True)
         self.understudy = understudy or find_binary(build)
+        self.booted = booted
         self.networks, self.world = {}, None
         self.proxies = []
         self.log_file = open(os.path.join(self.logs, "test.log"), "a", buffering=1)
@@ -229,8 +232,9 @@ class Pair:
     def __init__(self, run, machine="q35", memory=128, smp=1, load=LIGHT, disk=False, shared=False,
                  unprivileged=False, proxy=False, interval="50ms", takeover="manual", arbiter="file",
                  standby_machine=None, tag="web", network=None, disks=(), services=None, second_monitor=False,
-                 **keys):
-        """`second_monitor`: alpha's QEMU also answers at alpha.qmp2, whatever the engine does.
+                 boot=False, **keys):
+        """`second_monitor`: alpha's QEMU also answers at alpha.qmp2, whatever the engine does. `boot`: the guest
+        boots for this test, and is none that has booted already.
 
         `services` (roles: "redis,counter"), `disks` (services.Disk) and `network` ("tap", "dgram"): the guest
         with servers, in the world of Run.outside(). See docs/testing.md."""
@@ -239,7 +243,7 @@ class Pair:
         os.makedirs(self.directory, exist_ok=True)
         self.machine, self.standby_machine = machine, standby_machine or machine
         self.memory, self.smp, self.load, self.disk, self.shared = memory, smp, load, disk, shared
-        self.unprivileged, self.second_monitor = unprivileged, second_monitor
+        self.unprivileged, self.second_monitor, self.must_boot = unprivileged, second_monitor, boot
         if network:
             run.outside()
         self.devices = around.Devices(self, disks, services, network)
@@ -344,15 +348,31 @@ class Pair:
             for index in range(len(self.devices.disks)):
                 os.chown(self.devices.disk_path("alpha", index), 65534, 65534)
         argv = [word.strip("'") for word in self.qemu_command("alpha")]
-        self.qemu = Process("primary's QEMU", argv, self.log("alpha-qemu"), self.run.network("alpha"))
-        serial = self.serial("alpha")
-        wait_for(f"guest's tick {ticks}", seconds,
-                 lambda: len(serial.ticks()) >= ticks or not self.qemu.running(), self.story, every=0.1)
-        check(self.qemu.running(), "the primary's QEMU ended", self.story)
-        self.probe = serial.probe()
+        if self.may_have_booted():
+            self.qemu = booted.Booted(self, argv).start(seconds)
+        else:
+            self.qemu = self.boot(argv, ticks, seconds)
+        self.probe = self.serial("alpha").probe()
         check(self.probe, "the guest named no probe", self.story)
         self.write_config(probe=self.probe)
         return self
+
+    def may_have_booted(self):
+        """Not where it was here before, since its disks tell; nor where what is on a disk is this test's own."""
+        own = [disk for disk in self.devices.disks if (disk.content or "").startswith(self.run.directory)]
+        return (self.run.booted and not self.must_boot and not self.qemu and not own
+                and not has_hardware_virtualisation())
+
+    def boot(self, argv, ticks=2, seconds=90):
+        qemu = Process("primary's QEMU", argv, self.log("alpha-qemu"), self.run.network("alpha"))
+        self.wait_said(qemu, ticks, seconds)
+        return qemu
+
+    def wait_said(self, qemu, ticks, seconds):
+        serial = self.serial("alpha")
+        wait_for(f"guest's tick {ticks}", seconds,
+                 lambda: len(serial.ticks()) >= ticks or not qemu.running(), self.story, every=0.1)
+        check(qemu.running(), "the primary's QEMU ended", self.story)
 
     def wait_ready(self, *roles, host="alpha", seconds=60):
         """The guest's servers answer."""
