@@ -118,7 +118,7 @@ class Control:
     def tell(self, operation):
         """A request that is not answered unless it is refused."""
         self.sequence += 1
-        self.socket.send(self.HEAD.pack(operation, self.sequence, 0, 0, 0, 0, 0))
+        self.socket.send(self.HEAD.pack(operation, self.sequence, *[0] * 7))
 
     def greet(self):
         return self(self.HELLO, 2)

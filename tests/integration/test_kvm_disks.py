@@ -85,7 +85,7 @@ def test_moved_and_back(run):
 
 def test_engine_killed(run):
     """At whatever point: the guest's requests go on by themselves, and the next engine makes the disks the same."""
-    pair = DiskPair(run, words=WORDS + " disk_writes=300").start_guest()
+    pair = DiskPair(run, words=WORDS + " disk_writes=300", net_gate="none").start_guest()  # heard without an engine, too
     pair.standby()
     for point in "disk-change@20", f"capture-paused@{PRIMARY['capture-paused']}", "capture-copied@3":
         engine = pair.protect(protected=False, faults=[f"{point}=kill"])
@@ -118,7 +118,7 @@ def check_same(pair):
 def test_engine_stands_still(run):
     """An engine that is stopped keeps the guest's writes waiting for some seconds; then they go on without it, and it
     copies the disk again when it is let run."""
-    pair = DiskPair(run, detect="30s").up()
+    pair = DiskPair(run, detect="30s", net_gate="none").up()
     pair.wait_epochs(3)
     engine = pair.engines["alpha"]
     engine.signal(signal.SIGSTOP)

@@ -13,7 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-#define KICK     SIGUSR1
+#define KICK     SIGUSR2 /* SIGUSR1 is for the server */
 #define FULL_MAX 1000
 
 static void on_kick(int number)
