@@ -99,7 +99,8 @@ struct vmm_description {
 enum vmm_event {
     VMM_EVENT_NONE = 0,
     VMM_EVENT_ENDED,   /* the guest shut itself down or was ended on purpose: nothing to take over */
-    VMM_EVENT_FAILED,  /* the guest's process died, or the guest crashed and stands still: it never runs again */
+    VMM_EVENT_FAILED,  /* the guest's process died, or the guest crashed and stands still: it never runs again
+                        */
     VMM_EVENT_LOST,    /* the guest lives, and cannot be controlled from here any more */
     VMM_EVENT_STOPPED, /* somebody else stopped the guest (an administrator, an I/O error) */
     VMM_EVENT_RESUMED, /* and let it run again */

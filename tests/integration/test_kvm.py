@@ -6,7 +6,6 @@ import re
 import signal
 import time
 
-import clients
 from kvm import WORDS, Control, KvmPair, need_kvm, program
 from processes import Process, tail
 from test_faults import PRIMARY
