@@ -16,7 +16,7 @@
  * counted under a lock, and waited for. cmocka's assertions are for the main thread only, so callbacks count.
  */
 
-#define END_WAIT_MS 20000 /* a bound for a loaded machine, never a measure */
+#define END_WAIT_MS 60000 /* a bound for a loaded machine, never a measure */
 
 struct end {
     pthread_mutex_t mutex;
