@@ -401,6 +401,11 @@ class Pair:
         return engine
 
     def standby(self, host="beta", ready=True, **options):
+        """After a former one ended, not before the primary knows: else "protected" may be said of that one."""
+        former, primary = self.engines.get(host), "beta" if host == "alpha" else "alpha"
+        if former and not former.running():
+            wait_for(f"the end of the former standby is noticed on {primary}", 40,
+                     lambda: not (self.status(primary) or {}).get("protected"), self.story)
         engine = self.start("standby", host, **options)
         if ready:
             wait_for(f"standby on {host} answers", 30,

@@ -14,7 +14,6 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
 
 /*
@@ -43,7 +42,6 @@ struct kvm_gate {
     struct gate gate;
     struct vmm *source;
     struct client client;
-    int pid_fd;
     pthread_t thread;
     bool threaded;
     uint64_t latest_epoch; /* highest marked since it began to hold; the caller's, who is one at a time */
@@ -114,7 +112,7 @@ static int take_packet(struct kvm_gate *gate)
  * matter. */
 static void connection_ended(struct kvm_gate *gate)
 {
-    struct pollfd ended = {.fd = gate->pid_fd, .events = POLLIN};
+    struct pollfd ended = {.fd = gate->client.process, .events = POLLIN};
     char text[ERROR_TEXT_MAX];
     snprintf(text, sizeof text, "%s", error_text());
     bool closing;
@@ -277,8 +275,6 @@ static void kvm_gate_close(struct gate *base)
         pthread_join(gate->thread, NULL);
     }
     client_close(&gate->client);
-    if (gate->pid_fd >= 0)
-        close(gate->pid_fd);
     pthread_cond_destroy(&gate->changed);
     pthread_mutex_destroy(&gate->lock);
     free(gate);
@@ -305,9 +301,6 @@ static int open_it(struct kvm_gate *gate, const char *socket_path)
     int r = client_open(&gate->client, socket_path);
     if (r < 0)
         return r;
-    gate->pid_fd = pidfd_open(gate->client.pid, 0);
-    if (gate->pid_fd < 0)
-        return error_errno(-errno, "pidfd of VMM %d", gate->client.pid);
     r = -pthread_create(&gate->thread, NULL, listen_to, gate);
     if (r < 0)
         return error_errno(r, "gate: start its thread");
@@ -326,7 +319,6 @@ int kvm_gate_open(struct gate **ret_gate, struct vmm *source, const char *socket
     gate->gate = (struct gate){.ops = &ops, .kind = GATE_VMM, .config = *config, .events = *events};
     gate->source = source;
     gate->client = CLIENT_NONE;
-    gate->pid_fd = -1;
     histogram_reset(&gate->figures.delay_us);
     pthread_mutex_init(&gate->lock, NULL);
     pthread_condattr_t monotonic;
