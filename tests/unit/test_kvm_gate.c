@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "tests/unit/unit.h"
+#include "tests/unit/kvm_place.h"
 
 #include "base/clock.h"
 #include "vmm/kvm/gatekeeper.h"
@@ -12,23 +12,19 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 /* The engine's gate against the VMM's gatekeeper and a pipe that is the guest's console. The guest is played;
  * needs no KVM. */
 
 #define MEMORY   (2ull << 20)
-#define ROOM     4096u
 #define VISITORS 4
 #define PATIENCE (5 * NS_PER_S)
 
 static struct {
-    char folder[64], path[96];
-    int listener, memory, shared_fd, stop, visitors[VISITORS];
-    void *shared;
+    struct place place;
+    int stop, visitors[VISITORS];
     pthread_t thread;
     struct io *io;
     struct output *output;
@@ -75,7 +71,7 @@ static void leave(int *fd)
 
 static void serve(int *fd)
 {
-    const int fds[CONTROL_HELLO_FDS] = {vmm.memory, vmm.shared_fd};
+    const int fds[CONTROL_HELLO_FDS] = {vmm.place.memory, vmm.place.shared_fd};
     struct control_message request;
     if (control_receive(*fd, true, &request, NULL, 0, NULL, 0) < 0) {
         leave(fd);
@@ -86,13 +82,13 @@ static void serve(int *fd)
     bool hello = request.op == CONTROL_HELLO;
     if (hello) {
         answer.memory_bytes = MEMORY;
-        answer.state_room = ROOM;
+        answer.state_room = PLACE_ROOM;
     } else if (request.op == CONTROL_PAUSE) {
         answer.line = gatekeeper_draw(&vmm.keeper);
         answer.value = 8;
         answer.phase = CONTROL_PAUSED;
     } else if (gatekeeper_knows(request.op)) {
-        void *figures = (char *)vmm.shared + control_figures_offset(MEMORY, ROOM);
+        void *figures = (char *)vmm.place.shared + control_figures_offset(MEMORY, PLACE_ROOM);
         answer.code = gatekeeper_perform(&vmm.keeper, *fd, &request, figures, &answer);
         if (answer.code < 0)
             snprintf(answer.text, sizeof answer.text, "%s", error_text());
@@ -108,7 +104,7 @@ static void *play(void *argument)
     (void)argument;
     while (true) {
         struct pollfd ready[VISITORS + 3] = {
-            {vmm.stop, POLLIN, 0}, {vmm.keeper.wake, POLLIN, 0}, {vmm.listener, POLLIN, 0}};
+            {vmm.stop, POLLIN, 0}, {vmm.keeper.wake, POLLIN, 0}, {vmm.place.listener, POLLIN, 0}};
         for (unsigned i = 0; i < VISITORS; i++)
             ready[i + 3] = (struct pollfd){vmm.visitors[i], POLLIN, 0};
         poll(ready, VISITORS + 3, -1);
@@ -124,7 +120,7 @@ static void *play(void *argument)
                 serve(&vmm.visitors[i]);
         for (unsigned i = 0; ready[2].revents && i < VISITORS; i++)
             if (vmm.visitors[i] < 0) {
-                vmm.visitors[i] = accept4(vmm.listener, NULL, NULL, SOCK_CLOEXEC);
+                vmm.visitors[i] = accept4(vmm.place.listener, NULL, NULL, SOCK_CLOEXEC);
                 break;
             }
     }
@@ -134,32 +130,12 @@ static void *play(void *argument)
     return NULL;
 }
 
-static int sealed(size_t bytes)
-{
-    int fd = memfd_create("played", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    assert_true(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 &&
-                fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
-    return fd;
-}
-
 static int stop_pipe[2];
 
 static int set_up(void **state)
 {
     (void)state;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    strcpy(vmm.folder, "/tmp/kvm-gate.XXXXXX");
-    assert_non_null(mkdtemp(vmm.folder));
-    snprintf(vmm.path, sizeof vmm.path, "%s/vmm", vmm.folder);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", vmm.path);
-    vmm.listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    assert_int_equal(bind(vmm.listener, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(vmm.listener, VISITORS), 0);
-    vmm.memory = sealed(MEMORY);
-    size_t bytes = control_shared_bytes(MEMORY, ROOM);
-    vmm.shared_fd = sealed(bytes);
-    vmm.shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vmm.shared_fd, 0);
-    assert_true(vmm.shared != MAP_FAILED);
+    place_open(&vmm.place, MEMORY, VISITORS);
     assert_int_equal(pipe2(stop_pipe, O_CLOEXEC), 0);
     assert_int_equal(pipe2(vmm.console, O_CLOEXEC), 0);
     vmm.stop = stop_pipe[0];
@@ -187,12 +163,10 @@ static int tear_down(void **state)
     output_free(vmm.output);
     io_free(vmm.io);
     gatekeeper_close(&vmm.keeper);
-    munmap(vmm.shared, control_shared_bytes(MEMORY, ROOM));
-    const int fds[] = {stop_pipe[0], vmm.console[0], vmm.console[1], vmm.listener, vmm.memory, vmm.shared_fd};
+    const int fds[] = {stop_pipe[0], vmm.console[0], vmm.console[1]};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         close(fds[i]);
-    unlink(vmm.path);
-    rmdir(vmm.folder);
+    place_close(&vmm.place);
     return 0;
 }
 
@@ -244,8 +218,8 @@ struct engine {
 static int start(struct engine *engine, struct gate_config config)
 {
     config.held_bytes_max = 256 << 10;
-    assert_int_equal(kvm_attach(&engine->source, vmm.path), 0);
-    int r = kvm_gate_open(&engine->gate, engine->source, vmm.path, &config, &events);
+    assert_int_equal(kvm_attach(&engine->source, vmm.place.path), 0);
+    int r = kvm_gate_open(&engine->gate, engine->source, vmm.place.path, &config, &events);
     if (r < 0)
         engine->source->ops->close(engine->source);
     return r;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "tests/unit/unit.h"
+#include "tests/unit/kvm_place.h"
 
 #include "vmm/kvm/control.h"
 #include "vmm/kvm/kvm.h"
@@ -8,41 +8,28 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 /* The source against a VMM that is played here, and fails: no mark that it cleared is lost. Needs no KVM. */
 
 #define MEMORY (4ull << 20)
-#define ROOM   4096u
 
 enum conduct { OBEYS, CANNOT_SAVE, ANSWERS_LATE, HANGS_UP };
 
 static struct {
-    char folder[64], path[96];
-    int listener, memory, shared_fd;
-    uint64_t *shared;
+    struct place place;
     pthread_t thread;
     _Atomic enum conduct conduct;
     _Atomic unsigned page; /* is written before the next pause */
 } fake;
 
-static int sealed(size_t bytes)
-{
-    int fd = memfd_create("fake", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    assert_true(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 &&
-                fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
-    return fd;
-}
-
 /* As the VMM does: the log is fetched and cleared, then the state is saved. */
 static void do_pause(struct control_message *answer)
 {
-    memset(fake.shared, 0, control_dirty_bytes(MEMORY));
-    fake.shared[fake.page / 64] = 1ull << fake.page % 64;
+    uint64_t *dirty = fake.place.shared;
+    memset(dirty, 0, control_dirty_bytes(MEMORY));
+    dirty[fake.page / 64] = 1ull << fake.page % 64;
     answer->value = 8;
     answer->phase = CONTROL_PAUSED;
     if (fake.conduct == CANNOT_SAVE) {
@@ -55,9 +42,9 @@ static void do_pause(struct control_message *answer)
 static void *play(void *argument)
 {
     (void)argument;
-    int fd = accept4(fake.listener, NULL, NULL, SOCK_CLOEXEC);
+    int fd = accept4(fake.place.listener, NULL, NULL, SOCK_CLOEXEC);
     struct control_message request, late;
-    const int fds[CONTROL_HELLO_FDS] = {fake.memory, fake.shared_fd};
+    const int fds[CONTROL_HELLO_FDS] = {fake.place.memory, fake.place.shared_fd};
     bool owed = false;
     while (control_receive(fd, true, &request, NULL, 0, NULL, 0) == 0) {
         struct control_message answer = {
@@ -65,7 +52,7 @@ static void *play(void *argument)
         bool hello = request.op == CONTROL_HELLO;
         if (hello) {
             answer.memory_bytes = MEMORY;
-            answer.state_room = ROOM;
+            answer.state_room = PLACE_ROOM;
         }
         if (request.op == CONTROL_RELEASE)
             continue;
@@ -90,19 +77,7 @@ static void *play(void *argument)
 static int set_up(void **state)
 {
     (void)state;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    strcpy(fake.folder, "/tmp/kvm-source.XXXXXX");
-    assert_non_null(mkdtemp(fake.folder));
-    snprintf(fake.path, sizeof fake.path, "%s/vmm", fake.folder);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", fake.path);
-    fake.listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    assert_int_equal(bind(fake.listener, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(fake.listener, 1), 0);
-    fake.memory = sealed(MEMORY);
-    size_t bytes = control_shared_bytes(MEMORY, ROOM);
-    fake.shared_fd = sealed(bytes);
-    fake.shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fake.shared_fd, 0);
-    assert_true(fake.shared != MAP_FAILED);
+    place_open(&fake.place, MEMORY, 1);
     fake.conduct = OBEYS;
     return pthread_create(&fake.thread, NULL, play, NULL);
 }
@@ -111,12 +86,7 @@ static int tear_down(void **state)
 {
     (void)state;
     pthread_join(fake.thread, NULL);
-    munmap(fake.shared, control_shared_bytes(MEMORY, ROOM));
-    close(fake.listener);
-    close(fake.memory);
-    close(fake.shared_fd);
-    unlink(fake.path);
-    rmdir(fake.folder);
+    place_close(&fake.place);
     return 0;
 }
 
@@ -137,7 +107,7 @@ static void check_both_are_marked(struct vmm *source)
 static void fails(enum conduct conduct, int code, const char *text)
 {
     struct vmm *source;
-    assert_int_equal(kvm_attach(&source, fake.path), 0);
+    assert_int_equal(kvm_attach(&source, fake.place.path), 0);
     assert_int_equal(source->ops->track(source), 0);
     fake.conduct = conduct;
     fake.page = 77;
@@ -165,7 +135,7 @@ static void test_hangs_up_and_lives(void **state)
 {
     (void)state;
     struct vmm *source;
-    assert_int_equal(kvm_attach(&source, fake.path), 0);
+    assert_int_equal(kvm_attach(&source, fake.place.path), 0);
     fake.conduct = HANGS_UP;
     assert_true(source->ops->pause(source) < 0);
     assert_int_equal(source->ops->event(source), VMM_EVENT_LOST);
