@@ -1,74 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "tests/integration/driver/shadow.h"
-#include "tests/integration/driver/vm.h"
-#include "tests/unit/unit.h"
+#include "tests/integration/driver/driver_kit.h"
 
 #include "base/clock.h"
 #include "base/scope.h"
-#include "vmm/qemu/qemu.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/wait.h>
 
 /* The source side of the driver against real QEMUs. */
-
-static struct {
-    struct vm vm;
-    struct vmm *source;
-    struct shadow shadow;
-} t;
-
-/* Their disks are images that nobody copies here. */
-static const char *const every_disk[] = {"*", NULL};
-
-static int setup(void **state)
-{
-    (void)state;
-    memset(&t, 0, sizeof t);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    shadow_free(&t.shadow);
-    vmm_close(t.source);
-    vm_free(&t.vm);
-    return 0;
-}
-
-static void attach(void)
-{
-    if (qemu_attach(&t.source, t.vm.qmp, every_disk) < 0)
-        fail_msg("attach: %s", error_text());
-}
-
-static void detach(void)
-{
-    vmm_close(t.source);
-    t.source = NULL;
-}
-
-static void must(int code, const char *what)
-{
-    if (code < 0)
-        fail_msg("%s: %s", what, error_text());
-}
-
-/* The guest is running, and nothing of ours is left in its QEMU. */
-static void assert_untouched(void)
-{
-    assert_int_equal(vm_registered_bytes(&t.vm), 0);
-    assert_int_equal(vm_userfaultfds(&t.vm), 0);
-    uint64_t deadline = clock_now_ns() + 10 * NS_PER_S;
-    while (strcmp(vm_status(&t.vm), "running") != 0 && clock_now_ns() < deadline)
-        usleep(2000); /* a guard may be about to see to it */
-    assert_string_equal(vm_status(&t.vm), "running");
-}
 
 #define DISK_PCI "-drive if=none,id=d,file=%s,format=raw,cache=none,aio=native -device virtio-blk-pci,drive=d"
 #define DISK_MMIO                                                                                            \
@@ -77,23 +17,6 @@ static void assert_untouched(void)
 #define WORKLOAD    "us.mem=40M us.rate=4000 us.disk=/dev/vda us.slots=512"
 /* A microvm has only the PIT to calibrate by, which fails when the host is busy, and the boot hangs. */
 #define NO_CALIBRATION " no_timer_check lpj=4000000 tsc_early_khz=2000000"
-
-/*
- * The shadow: all that is known of the guest's memory is what was marked, and at every comparison that must
- * be all there is. The guest writes from all its CPUs, and a disk writes to it by O_DIRECT reads that are in
- * flight at every moment, also while scans run that must not take marks.
- */
-static void shadow_for(unsigned epochs, unsigned compare_every)
-{
-    shadow_begin(&t.shadow, t.source);
-    for (unsigned i = 1; i <= epochs; i++) {
-        for (unsigned j = 0; j < 4; j++) {
-            usleep(4000);
-            shadow_peek(&t.shadow);
-        }
-        shadow_epoch(&t.shadow, i % compare_every == 0, i % 3 == 0);
-    }
-}
 
 static void linux_guest(bool unprivileged, const char *machine, const char *disk, unsigned compare_every)
 {
@@ -184,16 +107,6 @@ static void test_discards(void **state)
     }
 }
 
-/* Nobody's guest: firmware that found nothing to boot. Enough for what does not depend on the workload. */
-static void firmware_guest(const char *arguments)
-{
-    vm_need_userfaultfd();
-    vm_init(&t.vm);
-    vm_start(&t.vm, false, arguments, NULL);
-}
-
-#define FIRMWARE "-accel tcg -M q35 -m 128 -nodefaults"
-
 static void test_kvm_with_all_devices(void **state)
 {
     (void)state;
@@ -236,182 +149,6 @@ static void test_description_is_stable(void **state)
     attach();
     t.source->ops->describe(t.source, &description);
     assert_string_equal(description.text, first);
-}
-
-/* The children of a process: an engine's guard. */
-static void kill_children_of(pid_t engine)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)engine, (int)engine);
-    FILE *children cleanup_fclose = fopen(path, "re");
-    assert_non_null(children);
-    unsigned killed = 0;
-    for (int child; fscanf(children, "%d", &child) == 1; killed++)
-        kill(child, SIGKILL);
-    assert_int_equal(killed, 1);
-}
-
-static bool guard_dies_too;
-
-/* An engine of its own process: attaches, does something, and is killed. */
-static void kill_an_engine_after(int (*something)(struct vmm *source), void (*look)(void))
-{
-    int ready[2];
-    assert_int_equal(pipe(ready), 0);
-    pid_t engine = fork();
-    if (engine == 0) {
-        struct vmm *source;
-        char ok = qemu_attach(&source, t.vm.qmp, every_disk) == 0 && something(source) == 0;
-        if (!ok)
-            fprintf(stderr, "engine: %s\n", error_text());
-        if (write(ready[1], &ok, 1) == 1)
-            for (;;)
-                pause();
-        _exit(1);
-    }
-    char ok = 0;
-    assert_int_equal(read(ready[0], &ok, 1), 1);
-    close(ready[0]);
-    close(ready[1]);
-    if (look && ok)
-        look();
-    if (guard_dies_too)
-        kill_children_of(engine);
-    kill(engine, SIGKILL);
-    waitpid(engine, NULL, 0);
-    assert_true(ok);
-}
-
-static int engine_tracks(struct vmm *source)
-{
-    return source->ops->track(source);
-}
-
-static void look_tracked(void)
-{
-    assert_true(vm_registered_bytes(&t.vm) >= UINT64_C(128) << 20);
-    assert_int_equal(vm_userfaultfds(&t.vm), 0);
-}
-
-static void test_killed_engine_leaves_nothing(void **state)
-{
-    (void)state;
-    firmware_guest(FIRMWARE);
-    kill_an_engine_after(engine_tracks, look_tracked);
-    assert_untouched();
-    attach();
-    shadow_for(5, 1);
-}
-
-static int engine_holds(struct vmm *source)
-{
-    struct vmm_ranges marked = {0};
-    int r = source->ops->track(source);
-    if (r == 0)
-        r = source->ops->pause(source);
-    if (r == 0)
-        r = source->ops->scan(source, true, &marked);
-    if (r == 0)
-        r = source->ops->save_begin(source);
-    return r;
-}
-
-static int engine_stalls(struct vmm *source)
-{
-    return source->ops->hold(source);
-}
-
-static int engine_halts(struct vmm *source)
-{
-    return source->ops->halt(source);
-}
-
-/* The guest runs on when its engine dies in a capture, although nobody attaches again. */
-static void test_guard(void **state)
-{
-    (void)state;
-    firmware_guest(FIRMWARE);
-    for (unsigned i = 0; i < 3; i++) {
-        kill_an_engine_after(engine_holds, NULL);
-        assert_untouched();
-    }
-    /* But not when somebody else had stopped it, nor when the stop was meant to last. */
-    vm_command(&t.vm, "stop");
-    kill_an_engine_after(engine_holds, NULL);
-    assert_string_equal(vm_status(&t.vm), "paused");
-    vm_command(&t.vm, "cont");
-    kill_an_engine_after(engine_stalls, NULL);
-    assert_string_equal(vm_status(&t.vm), "paused");
-    attach();
-    assert_string_equal(vm_status(&t.vm), "paused");
-    detach();
-}
-
-/* The guest stands still when its engine and the guard die in a capture; the next engine lets it run, but
- * only then. */
-static void test_killed_while_holding(void **state)
-{
-    (void)state;
-    firmware_guest(FIRMWARE);
-    guard_dies_too = true;
-    for (unsigned i = 0; i < 3; i++) {
-        kill_an_engine_after(engine_holds, NULL);
-        assert_int_equal(vm_registered_bytes(&t.vm), 0);
-        assert_string_equal(vm_status(&t.vm), "paused");
-        attach();
-        assert_string_equal(vm_status(&t.vm), "running");
-        assert_int_equal(t.source->ops->event(t.source), VMM_EVENT_NONE);
-        shadow_for(3, 1);
-        shadow_free(&t.shadow);
-        detach();
-        assert_untouched();
-    }
-    /* Somebody else's stop, before the engine came or while it was there */
-    vm_command(&t.vm, "stop");
-    kill_an_engine_after(engine_holds, NULL);
-    attach();
-    assert_string_equal(vm_status(&t.vm), "paused");
-    vm_command(&t.vm, "cont");
-    detach();
-    kill_an_engine_after(engine_holds, NULL);
-    attach();
-    assert_string_equal(vm_status(&t.vm), "running");
-    detach();
-    /* A stop for good */
-    kill_an_engine_after(engine_halts, NULL);
-    for (unsigned i = 0; i < 2; i++) {
-        attach();
-        assert_string_equal(vm_status(&t.vm), "paused");
-        detach();
-    }
-    assert_string_equal(vm_status(&t.vm), "paused");
-    guard_dies_too = false;
-}
-
-/* Attachments that are killed at any moment, also between the change of the main thread's registers and their
- * restoring: QEMU must live, and let itself be attached to. */
-static void test_killed_while_attaching(void **state)
-{
-    (void)state;
-    firmware_guest(FIRMWARE);
-    for (unsigned i = 0; i < 40; i++) {
-        pid_t engine = fork();
-        if (engine == 0) {
-            struct vmm *source;
-            if (qemu_attach(&source, t.vm.qmp, every_disk) == 0)
-                source->ops->track(source);
-            for (;;)
-                pause();
-        }
-        usleep(1000 + i * 400);
-        kill(engine, SIGKILL);
-        waitpid(engine, NULL, 0);
-    }
-    attach();
-    shadow_for(5, 1);
-    shadow_free(&t.shadow);
-    detach();
-    assert_untouched();
 }
 
 static void test_second_engine_is_refused(void **state)
@@ -627,7 +364,6 @@ static void test_print_times(void **state)
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_no_qemu_is_refused),
         TEST(test_second_engine_is_refused),
@@ -636,10 +372,6 @@ int main(void)
         TEST(test_resume_without_save_end),
         TEST(test_end_and_death_are_told_apart),
         TEST(test_a_guest_that_panicked_stands_still),
-        TEST(test_killed_engine_leaves_nothing),
-        TEST(test_guard),
-        TEST(test_killed_while_holding),
-        TEST(test_killed_while_attaching),
         TEST(test_description_is_stable),
         TEST(test_kvm_with_all_devices),
         TEST(test_q35_anonymous),
