@@ -18,8 +18,8 @@
  * staged by this very session's frames of the present epoch. It is exchanged when the page is encoded, since
  * only then are the bytes that go out fixed; whether they arrive shows when the epoch ends:
  *
- *      exchange ──► written = epoch ──► committed: epoch + 1, the entry is older than the present epoch:
- * stays └──► abandoned: entries of the present epoch are freed
+ *      exchange ──► written = epoch ──► committed: epoch + 1, the entry is older than the present one: stays
+ *                                   └─► abandoned: entries of the present epoch are freed
  *
  * So an entry that is overwritten in an epoch that fails is lost, not restored; the page goes whole once.
  *
@@ -64,9 +64,7 @@ int cache_init(struct cache *cache, uint64_t bytes, uint64_t pages)
         return error_errno(-ENOMEM, "%llu bytes for copies of what the standby has",
                            (unsigned long long)(sets * set_bytes));
     }
-    /* Populated at once, as staging is: lanes fill it between a capture and its end. */
     madvise(contents, cache->map_bytes, MADV_HUGEPAGE);
-    memset(contents, 0, cache->map_bytes);
     return 0;
 }
 

@@ -23,7 +23,6 @@ static uint64_t guest_pages(const struct checkpoint *checkpoint)
 #define DISK_GATHER_NS     (50 * NS_PER_MS)  /* a round that is only for disks should bring something */
 #define MEMORY_GATHER_NS   (100 * NS_PER_MS) /* and one that is only for what was found to differ */
 
-/* Populated at once: the first touch of a page costs more than its copy, and would come inside a pause. */
 static int staging_map(struct checkpoint *checkpoint)
 {
     uint64_t pages = checkpoint->config.staging_bytes / VMM_PAGE_BYTES, all = guest_pages(checkpoint);
@@ -37,7 +36,6 @@ static int staging_map(struct checkpoint *checkpoint)
     if (staging == MAP_FAILED)
         return error_errno(-errno, "staging of %zu bytes", bytes);
     madvise(staging, bytes, MADV_HUGEPAGE); /* fewer faults and TLB misses where it is allowed */
-    memset(staging, 0, bytes);
     checkpoint->staging = staging;
     checkpoint->staging_pages = pages;
     return 0;
@@ -401,8 +399,21 @@ void checkpoint_publish(struct checkpoint *checkpoint, uint64_t direct, uint64_t
     }
 }
 
+/* While the lanes carry the first round. Earlier it would only keep them from being made, since whatever maps
+ * memory waits for it. The later comes first: staging, which pauses write to. */
+static void warm_up(struct checkpoint *checkpoint)
+{
+    if (checkpoint->warmed)
+        return;
+    checkpoint->warmed = true;
+    if (checkpoint->cache.sets)
+        copier_warm(&checkpoint->copier, checkpoint->cache.contents, checkpoint->cache.map_bytes);
+    copier_warm(&checkpoint->copier, checkpoint->staging, (size_t)checkpoint->staging_pages * VMM_PAGE_BYTES);
+}
+
 void checkpoint_seal(struct checkpoint *checkpoint, uint64_t state_bytes)
 {
+    warm_up(checkpoint);
     uint64_t epoch = checkpoint->plan.epoch;
     uint32_t round = checkpoint->plan.round;
     pageset_merge(&checkpoint->inflight, &checkpoint->round);

@@ -9,10 +9,12 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Between looks at the clock: 4 MiB, about a millisecond. */
 #define BATCH_PAGES  1024u
 #define BATCH_RANGES 256u
+#define WARM_BYTES   (2u << 20) /* touched at once */
 
 static int copy(const struct copy_job *job)
 {
@@ -40,13 +42,32 @@ static int copy(const struct copy_job *job)
     return 0;
 }
 
+/* With the lock held. False: nothing is cold. */
+static bool warm_piece(struct copier *copier)
+{
+    if (!copier->cold_count)
+        return false;
+    unsigned last = copier->cold_count - 1;
+    uint8_t *at = copier->cold[last].at;
+    size_t bytes = copier->cold[last].bytes < WARM_BYTES ? copier->cold[last].bytes : WARM_BYTES;
+    copier->cold[last].at += bytes;
+    copier->cold[last].bytes -= bytes;
+    if (!copier->cold[last].bytes)
+        copier->cold_count--;
+    pthread_mutex_unlock(&copier->lock);
+    (void)madvise(at, bytes, MADV_POPULATE_WRITE); /* without memory, whoever writes there first will hear */
+    pthread_mutex_lock(&copier->lock);
+    return true;
+}
+
 static void *helper(void *argument)
 {
     struct copier *copier = argument;
     pthread_mutex_lock(&copier->lock);
     for (;;) {
         while (!copier->job && !copier->ending)
-            pthread_cond_wait(&copier->changed, &copier->lock);
+            if (!warm_piece(copier))
+                pthread_cond_wait(&copier->changed, &copier->lock);
         if (copier->ending)
             break;
         struct copy_job *job = copier->job;
@@ -95,6 +116,15 @@ void copier_fini(struct copier *copier)
     copier->started = false;
     pthread_cond_destroy(&copier->changed);
     pthread_mutex_destroy(&copier->lock);
+}
+
+void copier_warm(struct copier *copier, void *memory, size_t bytes)
+{
+    scope_lock(&copier->lock);
+    assert(copier->cold_count < COPIER_WARM_MAX && bytes > 0);
+    copier->cold[copier->cold_count].at = memory;
+    copier->cold[copier->cold_count++].bytes = bytes;
+    pthread_cond_broadcast(&copier->changed);
 }
 
 int copier_run(struct copier *copier, const struct copy_job *job)

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 /* A chunk is what a lane may hold half used, so it is small against the whole. */
@@ -13,8 +14,9 @@
 #define CHUNKS_WANTED   64
 /* Two slot numbers mean something else in a stage's index. */
 #define SLOTS_MAX (UINT32_MAX - 2 * CHUNK_SLOTS_MAX)
-/* Kept mapped whatever the latest epochs needed. */
-#define KEEP_BYTES (16u << 20)
+/* Keeps memory whatever the latest epochs needed: two epochs of the size that a planned switchover ends with.
+ */
+#define KEEP_BYTES (32u << 20)
 
 static int map_slots(struct pool *pool)
 {
@@ -25,6 +27,12 @@ static int map_slots(struct pool *pool)
     pool->slots = map;
     pool->map_bytes = bytes;
     return 0;
+}
+
+static uint32_t kept_chunks(const struct pool *pool)
+{
+    uint32_t chunks = (uint32_t)(KEEP_BYTES / pool_chunk_bytes(pool));
+    return chunks < pool->chunk_count ? chunks : pool->chunk_count;
 }
 
 int pool_init(struct pool *pool, uint64_t bytes)
@@ -58,6 +66,10 @@ void pool_fini(struct pool *pool)
 {
     if (!pool->chunk_slots)
         return;
+    atomic_store(&pool->ending, true);
+    if (pool->warming)
+        pthread_join(pool->warmer, NULL);
+    pool->warming = false;
     if (pool->slots)
         munmap(pool->slots, pool->map_bytes);
     free(pool->free);
@@ -100,7 +112,7 @@ void pool_give(struct pool *pool, const uint32_t *chunks, uint32_t count)
     /* The first taken comes out on top again. */
     for (uint32_t i = count; i > 0; i--)
         pool->free[pool->free_count++] = chunks[i - 1];
-    pool_trim(pool, count + pool->given_before + (uint32_t)(KEEP_BYTES / pool_chunk_bytes(pool)));
+    pool_trim(pool, count + pool->given_before + kept_chunks(pool));
     pool->given_before = count;
     pthread_cond_broadcast(&pool->changed);
 }
@@ -122,4 +134,36 @@ void pool_populate(struct pool *pool, uint32_t chunk)
 {
     size_t bytes = pool_chunk_bytes(pool);
     (void)madvise(pool->slots + chunk * bytes, bytes, MADV_POPULATE_WRITE);
+}
+
+static bool warm_next(struct pool *pool, uint32_t chunk)
+{
+    scope_lock(&pool->lock);
+    if (pool->resident[chunk])
+        return false;
+    pool->resident[chunk] = 1;
+    pool->resident_count++;
+    return true;
+}
+
+static void *warm_kept(void *argument)
+{
+    struct pool *pool = argument;
+    for (uint32_t i = 0; i < kept_chunks(pool) && !atomic_load(&pool->ending); i++)
+        if (warm_next(pool, i))
+            pool_populate(pool, i);
+    return NULL;
+}
+
+void pool_warm(struct pool *pool)
+{
+    if (atomic_load_explicit(&pool->warmed, memory_order_relaxed) || atomic_exchange(&pool->warmed, true))
+        return;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pool->warming = pthread_create(&pool->warmer, NULL, warm_kept, pool) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (pool->warming)
+        pthread_setname_np(pool->warmer, "staging");
 }

@@ -156,6 +156,8 @@ static int place_pages(struct restore *restore, struct message_pages *pages)
     int r = decode_begin(restore, "PAGES", pages->block, &decode);
     if (r < 0)
         return r;
+    if (decode.way == DECODE_DIRECT)
+        pool_warm(&restore->staging.pool); /* what comes next is staged */
     r = decode_pages(&decode, pages);
     staging_leave(decode.writer);
     if (r == 0 && decode.way == DECODE_DIRECT)
