@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/scope.h"
+#include "transport/tls_gcm.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -30,6 +31,7 @@ struct stream {
     size_t bytes;
     uint64_t wire_bytes;
     bool sending;
+    enum tls_aes aes;
     int result;
     char text[ERROR_TEXT_MAX];
 };
@@ -119,10 +121,12 @@ static void *stream_thread(void *argument)
 {
     static const uint8_t key[16] = "ceiling's key...";
     struct stream *stream = argument;
+    const struct tls_gcm *gcm = stream->aes == TLS_AES_AUTO ? tls_gcm_get(NULL) : NULL;
+    EVP_CIPHER *aes =
+        EVP_CIPHER_fetch(gcm ? gcm->library : NULL, "AES-128-GCM", gcm ? gcm->properties : NULL);
     EVP_CIPHER_CTX *cipher = EVP_CIPHER_CTX_new();
     uint8_t *buffer = aligned_alloc(4096, (BATCH_RECORDS * SEALED_BYTES + 4095) / 4096 * 4096);
-    if (!cipher || !buffer ||
-        EVP_CipherInit_ex(cipher, EVP_aes_128_gcm(), NULL, key, NULL, stream->sending) != 1)
+    if (!aes || !cipher || !buffer || EVP_CipherInit_ex(cipher, aes, NULL, key, NULL, stream->sending) != 1)
         stream->result = error_set(-ENOMEM, "AES-128-GCM");
     else
         stream->result = carry(stream, cipher, buffer);
@@ -130,6 +134,7 @@ static void *stream_thread(void *argument)
         strcpy(stream->text, error_text());
     free(buffer);
     EVP_CIPHER_CTX_free(cipher);
+    EVP_CIPHER_free(aes);
     return NULL;
 }
 
@@ -183,8 +188,11 @@ int ceiling_run(struct worker *worker, struct sample *ret_sample)
     int r = 0;
     for (unsigned i = 0; i < lanes; i++) {
         size_t left = worker->options->size_bytes - at, bytes = left < share ? left : share;
-        streams[i] = (struct stream){
-            .fd = -1, .memory = worker->memory + at, .bytes = bytes, .sending = worker->primary};
+        streams[i] = (struct stream){.fd = -1,
+                                     .memory = worker->memory + at,
+                                     .bytes = bytes,
+                                     .sending = worker->primary,
+                                     .aes = worker->options->aes};
         at += bytes;
         if (r == 0)
             r = open_stream(worker, &streams[i]);

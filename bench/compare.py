@@ -30,7 +30,7 @@ INTERVAL = 0.95
 LEAST_SAMPLES = 3
 BETTER, WORSE, SAME, FEW = "better", "worse", "no difference seen", "too few samples"
 EXIT_FAILED, EXIT_REFUSED, EXIT_WORSE = 1, 4, 5
-ENVIRONMENT = ("cpu", "cores", "memory_bytes", "kernel", "qemu", "openssl", "liburing", "accelerator")
+ENVIRONMENT = ("cpu", "cores", "memory_bytes", "kernel", "qemu", "openssl", "aes", "liburing", "accelerator")
 
 
 def relative(a, b):

@@ -6,6 +6,7 @@
 #include "base/spawn.h"
 #include "bench/bench.h"
 #include "bench/noise.h"
+#include "transport/tls_gcm.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -138,12 +139,13 @@ json_t *environment_new(void)
     json_t *noise = describe_noise();
     if (!noise)
         return NULL;
-    json_t *environment =
-        json_pack("{s:s, s:i, s:I, s:b, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:{s:o}}", "cpu", cpu, "cores",
-                  count_cores(), "memory_bytes", (json_int_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
-                  "virtual", has_flag(flags, "hypervisor"), "kernel", kernel, "clock", clock, "qemu", qemu,
-                  "openssl", OpenSSL_version(OPENSSL_VERSION), "liburing", UNDERSTUDY_LIBURING, "kvm",
-                  describe_kvm(flags), "load_average_before", load_average(), "noise", "before", noise);
+    json_t *environment = json_pack(
+        "{s:s, s:i, s:I, s:b, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:{s:o}}", "cpu", cpu, "cores",
+        count_cores(), "memory_bytes", (json_int_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), "virtual",
+        has_flag(flags, "hypervisor"), "kernel", kernel, "clock", clock, "qemu", qemu, "openssl",
+        OpenSSL_version(OPENSSL_VERSION), "aes", tls_gcm_get(NULL) ? "IPsec-MB" : "OpenSSL", "liburing",
+        UNDERSTUDY_LIBURING, "kvm", describe_kvm(flags), "load_average_before", load_average(), "noise",
+        "before", noise);
     if (!environment)
         error_errno(-ENOMEM, "environment");
     return environment;

@@ -233,7 +233,10 @@ def kvm(found):
 def machine(document):
     where = document["environment"]
     virtual = ", itself virtual" if where.get("virtual") else ""
-    versions = f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}, liburing {where['liburing']}"
+    with_openssl = where.get("aes", "OpenSSL") == "OpenSSL" or document["options"].get("aes") == "openssl"
+    aes = "" if with_openssl else f" with {where['aes']}"
+    versions = (f"{where['qemu'].partition(' (')[0] or 'no QEMU'}, {' '.join(where['openssl'].split()[:2])}{aes}, "
+                f"liburing {where['liburing']}")
     return (f"{where['cpu']}, {where['cores']} cores{virtual}, {where['memory_bytes'] / 2**30:.0f} GiB, {where['kernel']}, "
             f"{versions}, {kvm(where['kvm'])}")
 

@@ -51,6 +51,7 @@ static void help(void)
          "  --lanes N            TLS connections; the ceiling gets as many (default 2)\n"
          "  --data KIND          random, zero, text or mixed (default random)\n"
          "  --compression HOW    auto, none or lz4 (default auto)\n"
+         "  --aes WHO            auto or openssl, of the ceiling, too: see understudy.ini(5) (default auto)\n"
          "  --epochs N           epochs in each round (default 16; 0: none)\n"
          "  --epoch-size BYTES   dirty memory of each epoch (default 64MiB)\n"
          "  --pattern WHERE      spread: every epoch writes other pages; sparse: 8 bytes in each of the same "
@@ -118,7 +119,30 @@ static int parse_compression(const char *text, enum checkpoint_compression *ret_
     return error_set(-EINVAL, "--compression: '%s' is not auto, none or lz4", text);
 }
 
-enum { SIZE = 256, LANES, DATA, COMPRESSION, EPOCHS, EPOCH_SIZE, PATTERN, ROUNDS, VMS, JSON, HTML, HELP };
+static int parse_aes(const char *text, enum tls_aes *ret_aes)
+{
+    bool openssl = !strcmp(text, "openssl");
+    if (!openssl && strcmp(text, "auto") != 0)
+        return error_set(-EINVAL, "--aes: '%s' is not auto or openssl", text);
+    *ret_aes = openssl ? TLS_AES_OPENSSL : TLS_AES_AUTO;
+    return 0;
+}
+
+enum {
+    SIZE = 256,
+    LANES,
+    DATA,
+    COMPRESSION,
+    AES,
+    EPOCHS,
+    EPOCH_SIZE,
+    PATTERN,
+    ROUNDS,
+    VMS,
+    JSON,
+    HTML,
+    HELP
+};
 
 static int parse_option(int option, const char *text, struct bench_options *options)
 {
@@ -139,6 +163,8 @@ static int parse_option(int option, const char *text, struct bench_options *opti
         return parse_pattern(text, &options->pattern);
     case COMPRESSION:
         return parse_compression(text, &options->compression);
+    case AES:
+        return parse_aes(text, &options->aes);
     case VMS:
         return parse_number("vms", text, 1, BENCH_VMS_MAX, &options->vms);
     case JSON:
@@ -161,6 +187,7 @@ int bench_options_parse(int argc, char **argv, struct bench_options *ret_options
         {"lanes", required_argument, NULL, LANES},
         {"data", required_argument, NULL, DATA},
         {"compression", required_argument, NULL, COMPRESSION},
+        {"aes", required_argument, NULL, AES},
         {"epochs", required_argument, NULL, EPOCHS},
         {"epoch-size", required_argument, NULL, EPOCH_SIZE},
         {"pattern", required_argument, NULL, PATTERN},

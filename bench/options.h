@@ -4,6 +4,7 @@
 
 #include "bench/data.h"
 #include "checkpoint/checkpoint.h"
+#include "transport/tls.h"
 
 /* Where the guest writes in an epoch: always somewhere else, or always in the same pages. */
 enum bench_pattern { BENCH_SPREAD, BENCH_SPARSE };
@@ -15,6 +16,7 @@ struct bench_options {
     enum data_kind data;
     enum bench_pattern pattern;
     enum checkpoint_compression compression;
+    enum tls_aes aes;
     const char *json; /* NULL: none; "-": standard output, and nothing else there */
     const char *html; /* NULL: none */
 };

@@ -112,12 +112,13 @@ static json_t *row_json(const struct report *report, unsigned measure)
 /* What makes two results comparable. */
 static json_t *options_json(const struct bench_options *options)
 {
-    return json_pack("{s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:s}", "size_bytes",
+    return json_pack("{s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:s, s:s}", "size_bytes",
                      (json_int_t)options->size_bytes, "epoch_bytes", (json_int_t)options->epoch_bytes,
                      "epochs_per_round", (int)options->epochs, "lanes", (int)options->lanes, "rounds",
                      (int)options->rounds, "vms", (int)options->vms, "data", data_kind_name(options->data),
                      "pattern", bench_pattern_name(options->pattern), "compression",
-                     bench_compression_name(options->compression));
+                     bench_compression_name(options->compression), "aes",
+                     options->aes == TLS_AES_OPENSSL ? "openssl" : "auto");
 }
 
 json_t *report_json(const struct report *report, json_t *environment, double seconds)

@@ -63,12 +63,14 @@ int worker_compare(const struct worker *worker, const char *after)
     return r;
 }
 
-static int prepare(struct worker *worker, const struct tls_files *files)
+static int prepare(struct worker *worker, const struct tls_files *given)
 {
+    struct tls_files files = *given;
+    files.aes = worker->options->aes;
     struct memory_options memory = {.blocks = {{"ram", worker->options->size_bytes}}, .block_count = 1};
     int r = memory_guest_new(&worker->guest, &memory);
     if (r == 0)
-        r = tls_context_new(&worker->tls, files);
+        r = tls_context_new(&worker->tls, &files);
     if (r < 0)
         return r;
     worker->memory = memory_guest_block(worker->guest, 0);

@@ -234,9 +234,10 @@ static void print_status(const json_t *s)
                inner_number(s, "initial_copy", "bytes") / 1048576, inner_number(s, "initial_copy", "seconds"),
                inner_number(s, "initial_copy", "known_bytes") / 1048576);
     }
-    printf("  wire           %.1f MiB, %s, %.0f lanes%s\n", number(s, "wire_bytes") / 1048576,
-           words(s, "tls")[0] ? words(s, "tls") : "not connected yet", number(s, "lanes"),
-           json_is_true(json_object_get(s, "ktls")) ? ", kTLS" : "");
+    printf("  wire           %.1f MiB, %s, AES by %s%s, %.0f lanes\n", number(s, "wire_bytes") / 1048576,
+           words(s, "tls")[0] ? words(s, "tls") : "not connected yet", words(s, "aes"),
+           json_is_true(json_object_get(s, "ktls")) ? " and, for what is sent, the kernel" : "",
+           number(s, "lanes"));
     printf("  memory         %.1f MiB engine, %.1f MiB resident, staging %.1f of %.1f MiB at most used\n",
            number(s, "memory_bytes") / 1048576, number(s, "rss_bytes") / 1048576,
            inner_number(s, "staging", "used_peak_bytes") / 1048576,

@@ -5,6 +5,7 @@
 #include "gate/gate.h"
 #include "replicator/etcd.h"
 #include "replicator/role.h"
+#include "transport/tls.h"
 
 /*
  * One INI file describes one machine and its two hosts, and is the same on both; which of the two hosts we
@@ -45,6 +46,7 @@ struct config {
     uint64_t bandwidth;   /* primary: bytes a second, all data lanes together; 0: no bound */
     unsigned lanes;
     enum config_compression compression;
+    enum tls_aes aes;
     enum gate_kind gate;
     enum gate_failure gate_failure;
     uint64_t gate_held_bytes; /* bound on the output that is held */

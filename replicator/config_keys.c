@@ -307,6 +307,13 @@ static int parse_compression(const char *value, void *to, uint64_t low, uint64_t
     return parse_choice(value, (const char *const[]){"auto", "none", "lz4", NULL}, to);
 }
 
+static int parse_aes(const char *value, void *to, uint64_t low, uint64_t high)
+{
+    (void)low;
+    (void)high;
+    return parse_choice(value, (const char *const[]){"auto", "openssl", NULL}, to);
+}
+
 static int parse_arbiter(const char *value, void *to, uint64_t low, uint64_t high)
 {
     (void)low;
@@ -348,6 +355,7 @@ const struct config_key config_vm_keys[] = {
     {"bandwidth", VM(bandwidth), parse_rate, 0, 0, false},
     {"lanes", VM(lanes), parse_unsigned, 1, WIRE_LANES_MAX, false},
     {"compression", VM(compression), parse_compression, 0, 0, false},
+    {"aes", VM(aes), parse_aes, 0, 0, false},
     {"detect", VM(role.detect_ns), parse_duration, 10 * NS_PER_MS, 30 * NS_PER_S, false},
     {"takeover", VM(role.takeover), parse_takeover, 0, 0, false},
     {"standby-loss", VM(role.loss), parse_loss, 0, 0, false},

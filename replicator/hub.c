@@ -104,7 +104,8 @@ int hub_open(struct hub *hub)
     hub->signal_fd = -1;
     hub->started_ns = clock_now_ns();
     hub->terminal = isatty(STDERR_FILENO);
-    struct tls_files files = {self->ca, self->certificate, self->key, hub->config->peer.tls_name};
+    struct tls_files files = {self->ca, self->certificate, self->key, hub->config->peer.tls_name,
+                              hub->config->aes};
     int r;
     if ((r = make_directory(self->run_dir, 0755)) < 0 || (r = make_directory(self->state_dir, 0755)) < 0 ||
         (r = config_file(hub->config, self->run_dir, "sock", hub->control_path, sizeof hub->control_path)) <

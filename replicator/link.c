@@ -382,6 +382,7 @@ void links_get_stats(struct links *links, struct links_stats *ret_stats)
     }
     memcpy(stats.tls, links->past.tls, sizeof stats.tls);
     stats.ktls = links->past.ktls;
+    stats.aes = tls_context_aes(links->tls, &stats.aes_reason);
     stats.last_frame_ns = atomic_load(&links->last_frame_ns);
     *ret_stats = stats;
 }

@@ -71,8 +71,9 @@ struct links_stats {
     uint64_t wire_bytes; /* sent and received, all links so far */
     uint64_t connections;
     bool ktls;
-    char tls[64];           /* "TLSv1.3 TLS_AES_128_GCM_SHA256"; empty before the first link was up */
-    uint64_t last_frame_ns; /* latest sign of life of the peer on any lane */
+    const char *aes, *aes_reason; /* as tls_context_aes() */
+    char tls[64];                 /* "TLSv1.3 TLS_AES_128_GCM_SHA256"; empty before the first link was up */
+    uint64_t last_frame_ns;       /* latest sign of life of the peer on any lane */
 };
 void links_get_stats(struct links *links, struct links_stats *ret_stats);
 

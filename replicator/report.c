@@ -55,6 +55,8 @@ json_t *report_common(const struct config *config, const char *role, const struc
     json_object_set_new(object, "wire_bytes", json_integer((json_int_t)links->wire_bytes));
     json_object_set_new(object, "tls", json_string(links->tls));
     json_object_set_new(object, "ktls", json_boolean(links->ktls));
+    json_object_set_new(object, "aes", json_string(links->aes));
+    json_object_set_new(object, "aes_reason", json_string(links->aes_reason));
     json_object_set_new(object, "lanes", json_integer(config->lanes));
     json_object_set_new(object, "rss_bytes", json_integer(resident_bytes()));
     return object;

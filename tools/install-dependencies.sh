@@ -8,7 +8,7 @@ set -eu
 packages="
 build-essential meson ninja-build pkg-config
 liburing-dev liblz4-dev libssl-dev libxxhash-dev libjansson-dev libinih-dev libsystemd-dev libcmocka-dev
-libseccomp-dev libcap-ng-dev
+libseccomp-dev libcap-ng-dev libipsec-mb-dev
 libcurl4-openssl-dev libnbd-dev libnetfilter-queue-dev libmnl-dev libnl-3-dev libnl-route-3-dev nftables iptables
 clang libclang-rt-14-dev
 scdoc

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/scope.h"
+#include "transport/tls_gcm.h"
 
 #include <openssl/err.h>
 #include <openssl/x509v3.h>
@@ -14,6 +15,7 @@
 struct tls_context {
     SSL_CTX *ctx;
     char *peer_name;
+    const char *why_not_gcm; /* "": its sessions use tls_gcm.h */
 };
 
 static void scope_store(X509_STORE **store)
@@ -72,7 +74,13 @@ int tls_context_new(struct tls_context **ret_context, const struct tls_files *fi
     struct tls_context *context cleanup(scope_context) = calloc(1, sizeof *context);
     if (!context || !(context->peer_name = strdup(files->peer_name)))
         return error_set(-ENOMEM, "TLS context: out of memory");
-    if (!(context->ctx = SSL_CTX_new(TLS_method())))
+    context->why_not_gcm = "the configuration says so";
+    const struct tls_gcm *gcm = files->aes == TLS_AES_AUTO ? tls_gcm_get(&context->why_not_gcm) : NULL;
+    if (gcm)
+        context->why_not_gcm = "";
+    context->ctx =
+        gcm ? SSL_CTX_new_ex(gcm->library, gcm->properties, TLS_method()) : SSL_CTX_new(TLS_method());
+    if (!context->ctx)
         return tls_library_failure("TLS context");
     if ((r = set_policy(context->ctx)) < 0)
         return r;
@@ -85,6 +93,12 @@ int tls_context_new(struct tls_context **ret_context, const struct tls_files *fi
         return tls_library_failure("use certificate '%s'", files->certificate);
     *ret_context = take_ptr(context);
     return 0;
+}
+
+const char *tls_context_aes(const struct tls_context *context, const char **ret_why)
+{
+    *ret_why = context->why_not_gcm;
+    return *context->why_not_gcm ? "OpenSSL" : "IPsec-MB";
 }
 
 SSL *tls_session_new(struct tls_context *context, bool server, bool ktls)

@@ -160,6 +160,29 @@ static void both_prove_themselves(void **state)
     assert_int_equal(client.code, 0);
 }
 
+static void each_side_encrypts_in_its_own_way(void **state)
+{
+    (void)state;
+    for (unsigned way = 0; way < 4; way++) {
+        struct end client, server;
+        struct tls_files client_files = certificates_files(&set, "ca", "primary", "standby");
+        struct tls_files server_files = certificates_files(&set, "ca", "standby", "primary");
+        client_files.aes = way & 1 ? TLS_AES_OPENSSL : TLS_AES_AUTO;
+        server_files.aes = way & 2 ? TLS_AES_OPENSSL : TLS_AES_AUTO;
+        run_pair(&client, &server, &client_files, &server_files);
+        assert_int_equal(client.ups, 1); /* and the server's first byte was read */
+        assert_int_equal(server.ups, 1);
+    }
+    struct tls_context *context;
+    struct tls_files files = certificates_files(&set, "ca", "primary", "standby");
+    files.aes = TLS_AES_OPENSSL;
+    certificates_must(tls_context_new(&context, &files));
+    const char *why;
+    assert_string_equal(tls_context_aes(context, &why), "OpenSSL");
+    assert_string_equal(why, "the configuration says so");
+    tls_context_free(context);
+}
+
 static void a_client_of_another_ca_is_refused_and_told(void **state)
 {
     (void)state;
@@ -450,6 +473,7 @@ int main(void)
         cmocka_unit_test(names_that_pin_nothing_are_refused),
         cmocka_unit_test(an_encrypted_key_is_refused_without_a_question),
         cmocka_unit_test(both_prove_themselves),
+        cmocka_unit_test(each_side_encrypts_in_its_own_way),
         cmocka_unit_test(a_client_of_another_ca_is_refused_and_told),
         cmocka_unit_test(a_server_of_another_ca_is_refused),
         cmocka_unit_test(another_name_is_refused),
