@@ -43,7 +43,8 @@ struct capture {
     uint32_t round;
     struct checkpoint_verify *verify;
     uint64_t deadline_ns;
-    bool final; /* the guest is not to run here any more */
+    uint64_t limit_ns; /* of the pause; 0: none */
+    bool final;        /* the guest is not to run here any more */
     struct pace_times times;
     uint64_t pages, direct;
     bool published;
@@ -241,8 +242,7 @@ static void finish(struct capture *capture)
     }
     checkpoint_account(checkpoint);
     /* The wire's price is not the copy's. */
-    if (!capture->final)
-        pace_captured(&checkpoint->pace, &capture->times, capture->pages, capture->direct > 0);
+    pace_captured(&checkpoint->pace, &capture->times, capture->pages, capture->direct > 0);
     checkpoint_seal(checkpoint, capture->state_bytes);
 }
 
@@ -284,8 +284,8 @@ static int run_capture(struct capture *capture, struct checkpoint_capture *ret_c
 
     uint64_t start_ns = clock_now_ns();
     capture->deadline_ns = UINT64_MAX;
-    if (checkpoint->config.pause_limit_ns && !capture->final)
-        capture->deadline_ns = start_ns + checkpoint->config.pause_limit_ns;
+    if (capture->limit_ns)
+        capture->deadline_ns = start_ns + capture->limit_ns;
     r = checkpoint_pause(checkpoint);
     if (r < 0)
         return give_up(capture, r);
@@ -314,15 +314,23 @@ static int run_capture(struct capture *capture, struct checkpoint_capture *ret_c
 int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch, uint32_t round,
                        struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture)
 {
-    struct capture capture = {
-        .checkpoint = checkpoint, .generation = generation, .epoch = epoch, .round = round, .verify = verify};
+    struct capture capture = {.checkpoint = checkpoint,
+                              .generation = generation,
+                              .epoch = epoch,
+                              .round = round,
+                              .limit_ns = checkpoint->config.pause_limit_ns,
+                              .verify = verify};
     return run_capture(&capture, ret_capture);
 }
 
 int checkpoint_capture_final(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch,
-                             uint32_t round, struct checkpoint_capture *ret_capture)
+                             uint32_t round, uint64_t limit_ns, struct checkpoint_capture *ret_capture)
 {
-    struct capture capture = {
-        .checkpoint = checkpoint, .generation = generation, .epoch = epoch, .round = round, .final = true};
+    struct capture capture = {.checkpoint = checkpoint,
+                              .generation = generation,
+                              .epoch = epoch,
+                              .round = round,
+                              .limit_ns = limit_ns,
+                              .final = true};
     return run_capture(&capture, ret_capture);
 }

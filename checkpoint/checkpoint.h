@@ -143,12 +143,13 @@ int checkpoint_capture(struct checkpoint *checkpoint, uint64_t generation, uint6
                        struct checkpoint_verify *verify, struct checkpoint_capture *ret_capture);
 
 /*
- * The last capture of a guest that is to run elsewhere: as checkpoint_capture(), with no limit on the pause,
- * but on success the guest is left stopped, as between pause() and resume(), and pause_ns is the time until
- * then. The caller ends that with the driver's resume() or halt(), before any other round.
+ * The last capture of a guest that is to run elsewhere: as checkpoint_capture(), with a limit of its own on
+ * the pause (0: none), but on success the guest is left stopped, as between pause() and resume(), and
+ * pause_ns is the time until then. The caller ends that with the driver's resume() or halt(), before any
+ * other round.
  */
 int checkpoint_capture_final(struct checkpoint *checkpoint, uint64_t generation, uint64_t epoch,
-                             uint32_t round, struct checkpoint_capture *ret_capture);
+                             uint32_t round, uint64_t limit_ns, struct checkpoint_capture *ret_capture);
 
 /*
  * Slow the guest: stop it for `stop_ns`, and let it run again. Its marks stay. Between rounds, or while the

@@ -16,7 +16,8 @@ static void learn_stop(struct pace *pace, const struct pace_times *times)
 {
     learn(&pace->stop_ns, (double)times->stop_ns);
     learn(&pace->scan_ns, (double)times->scan_ns);
-    learn(&pace->resume_ns, (double)times->resume_ns);
+    if (times->resume_ns)
+        learn(&pace->resume_ns, (double)times->resume_ns);
 }
 
 void pace_captured(struct pace *pace, const struct pace_times *times, uint64_t pages, bool drained)

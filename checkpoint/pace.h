@@ -24,7 +24,7 @@ struct pace {
 };
 
 struct pace_times {
-    uint64_t stop_ns, scan_ns, copy_ns, state_ns, resume_ns;
+    uint64_t stop_ns, scan_ns, copy_ns, state_ns, resume_ns; /* resume_ns 0: it was not resumed */
 };
 
 /* A capture of `pages` pages was made: the epoch is over. `drained`: part of them went to the wire within the

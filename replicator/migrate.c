@@ -8,8 +8,12 @@ static uint64_t takeover_ns(const struct migrate_costs *costs)
 
 uint64_t migrate_downtime_ns(const struct migrate_costs *costs)
 {
-    return costs->pause_ns + costs->send_ns + costs->commit_ns + takeover_ns(costs) + costs->arbiter_ns +
-           MIGRATE_HANDOVER_NS;
+    return costs->pause_ns + costs->send_ns + costs->commit_ns + migrate_after_ns(costs);
+}
+
+uint64_t migrate_after_ns(const struct migrate_costs *costs)
+{
+    return takeover_ns(costs) + costs->arbiter_ns + MIGRATE_HANDOVER_NS;
 }
 
 enum migrate_step migrate_next(const struct migrate_costs *costs, uint64_t max_ns, bool anyway, bool behind,

@@ -30,6 +30,8 @@ struct migrate_costs {
 };
 
 uint64_t migrate_downtime_ns(const struct migrate_costs *costs);
+/* The part of it that comes after the ACK. */
+uint64_t migrate_after_ns(const struct migrate_costs *costs);
 
 enum migrate_step {
     MIGRATE_NOW,     /* the final capture */

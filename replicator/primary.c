@@ -36,7 +36,8 @@ int primary_new(struct primary **ret_primary, const struct role_config *config, 
         return error_errno(-ENOMEM, "primary role");
     role_core_init(&primary->core, config, PRIMARY_DISCONNECTED, generation, now_ns);
     memcpy(primary->history, history, sizeof primary->history);
-    primary->step_by_ns = primary->pass_at_ns = primary->switchover.by_ns = NEVER;
+    primary->step_by_ns = primary->pass_at_ns = primary->switchover.by_ns = primary->switchover.late_ns =
+        NEVER;
     primary->retry_at_ns = now_ns;
     primary->unprotected_ns = now_ns;
     /* Who ran here before us may have been protected, and the standby may have taken over since. Nothing says
@@ -485,7 +486,9 @@ void primary_get_status(const struct primary *primary, struct role_status *ret_s
         .migration_until_ns = primary->switchover.until_ns,
         .downtime_ns = primary->switchover.downtime_ns,
         .max_downtime_ns = primary->switchover.max_downtime_ns,
-        .throttle = primary->switchover.state == MIGRATION_COPYING && primary->switchover.throttling,
+        .migration_taken_back = primary->switchover.taken_back,
+        .migration_lost_ns = primary->switchover.lost_ns,
+        .throttle = primary->switchover.throttling,
     };
     memcpy(ret_status->migration_text, primary->switchover.text, sizeof ret_status->migration_text);
     memcpy(ret_status->history, primary->history, sizeof ret_status->history);

@@ -51,6 +51,13 @@ struct switchover {
     uint64_t timeout_ns;
     bool throttling;
     bool overdue;
+    /* A checkpoint that is not acknowledged by then came too late for its guest to be down no longer than was
+     * asked for: the guest runs on. NEVER: it is waited for. */
+    uint64_t late_ns;
+    uint64_t asked_by_ns;   /* `by_ns`, while the final checkpoint is on its way */
+    unsigned taken_back;    /* how often that happened, and */
+    uint64_t lost_ns;       /* how long the guest stood still for it in all */
+    uint64_t not_before_ns; /* the next attempt */
     bool stopped; /* a final capture left the guest stopped, and what becomes of it is not decided */
     /* HANDOVER was sent: the standby may run the guest, so that only it, or the arbiter, or a person can give
      * it back. */
@@ -125,9 +132,11 @@ uint64_t primary_overdue_hold(const struct primary *primary);
 bool switch_event(struct primary *primary, const struct role_event *event);
 /* What the round that starts is to be. */
 void switch_ask(struct primary *primary, struct role_action *round);
-/* The final capture was made; its epoch was acknowledged. */
-void switch_captured(struct primary *primary);
+/* The final capture was made, and `after_ns` are wanted from its ACK on; its epoch was acknowledged. */
+void switch_captured(struct primary *primary, uint64_t after_ns);
 void switch_acknowledged(struct primary *primary);
+/* Before an ACK is believed to be in time, and with the timers. */
+void switch_check_late(struct primary *primary);
 /* A final capture of a session that is over. */
 void switch_late_capture(struct primary *primary);
 /* The session ends: let the guest run again, unless the standby may run it or the policy is to hold it. */

@@ -199,7 +199,7 @@ static void on_round(struct primary *primary, const struct role_event *event)
         loop->degraded = false;
         loop->final = event->final;
         if (event->final)
-            switch_captured(primary);
+            switch_captured(primary, event->after_ns);
     }
     if (loop->sent)
         round_finished(primary);
@@ -249,6 +249,7 @@ static void on_ack(struct primary *primary, const struct role_event *event)
                           loop->phase == PHASE_ACK ? "committed" : "not committed");
         return;
     }
+    switch_check_late(primary);
     primary->step_by_ns = NEVER;
     acknowledged(primary, event->epoch);
     role_act(core, ACTION_COMMITTED)->epoch = event->epoch;

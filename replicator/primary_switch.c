@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "replicator/primary.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,6 +13,7 @@
  *      primary                                            standby
  *      final capture: guest stopped, guarded
  *      COMMIT  ───────────────────────────────────────►   commits
+ *        late_ns: no ACK yet ─► guest released, an epoch like any other
  *      ◄──────────────────────────────────────────  ACK
  *      SWITCH  ───────────────────────────────────────►   loads the device state, does not run
  *      ◄────────────────────────────────────────── LOADED
@@ -23,7 +25,9 @@
  * Up to HANDOVER the standby runs nothing, and would not without a decision of its own, as at any other time.
  * So whatever fails until then is the loss of a session: the guest runs again (or is held, where that is the
  * policy), and nothing was given away. All that takes time or is likely to fail, the load above all, is on
- * that side of the line.
+ * that side of the line. And as long as SWITCH was not sent the final epoch can still become one like any
+ * other, after which the guest goes on here: when the switchover is cancelled, or when the ACK takes so long
+ * that the guest would be down for longer than was asked for (`late_ns`).
  *
  * From HANDOVER on (`handed`) nobody here can know whether the guest runs there. It stays stopped until
  *
@@ -38,8 +42,11 @@
  * ignored there.
  */
 
-#define ANSWER_DETECTS 8 /* the bound on each answer while the guest is stopped */
-#define SLOWED_TIMES   5 /* a guest is slowed for at most so many times the timeout */
+#define ANSWER_DETECTS 8  /* the bound on each answer while the guest is stopped */
+#define LATE_PART      10 /* so much more, of the downtime, is waited for the last checkpoint's ACK */
+#define LATE_PAUSE     (100 * NS_PER_MS) /* until the next attempt; twice as long each time, */
+#define LATE_PAUSES    6                 /* so many times */
+#define SLOWED_TIMES   5                 /* a guest is slowed for at most so many times the timeout */
 
 uint64_t switch_step_by(const struct primary *primary)
 {
@@ -53,7 +60,7 @@ static void decided(struct primary *primary, enum role_migration state, const ch
     struct switchover *switchover = &primary->switchover;
     switchover->state = state;
     switchover->until_ns = primary->core.now_ns;
-    switchover->by_ns = NEVER;
+    switchover->by_ns = switchover->late_ns = NEVER;
     switchover->overdue = switchover->throttling = false;
     snprintf(switchover->text, sizeof switchover->text, "%s", text);
 }
@@ -81,6 +88,7 @@ static void on_migrate(struct primary *primary, const struct role_event *event)
         .state = MIGRATION_COPYING,
         .since_ns = core->now_ns,
         .by_ns = event->timeout_ns ? core->now_ns + event->timeout_ns : NEVER,
+        .late_ns = NEVER,
         .max_downtime_ns = event->downtime_ns,
         .anyway = event->force,
         .left = event->left,
@@ -103,22 +111,69 @@ void switch_ask(struct primary *primary, struct role_action *round)
         failed(primary, "the standby's version cannot be switched over to");
         return;
     }
-    round->downtime_ns = switchover->max_downtime_ns;
     round->final = switchover->overdue;
+    if (core->now_ns < switchover->not_before_ns && !round->final)
+        return;
+    /* Each checkpoint that was late shows that predictions are too short here: the next must fit into less.
+     */
+    unsigned parts = switchover->taken_back < LATE_PART / 2 ? switchover->taken_back : LATE_PART / 2;
+    round->downtime_ns = switchover->max_downtime_ns - switchover->max_downtime_ns / LATE_PART * parts;
 }
 
-void switch_captured(struct primary *primary)
+/* The final epoch becomes one like any other, after which the guest goes on here. */
+static void take_back(struct primary *primary)
+{
+    struct epoch_loop *loop = &primary->loop;
+    primary->switchover.stopped = loop->final = false;
+    if (loop->phase == PHASE_ACK)
+        primary->step_by_ns = primary->core.now_ns + primary->core.config.setup_ns;
+    /* It stood still for longer than the capture took. */
+    loop->pause_mean_ns = later(loop->pause_mean_ns, primary->core.now_ns - loop->captured_at_ns);
+    role_act(&primary->core, ACTION_RELEASE);
+}
+
+void switch_captured(struct primary *primary, uint64_t after_ns)
 {
     struct switchover *switchover = &primary->switchover;
     switchover->stopped = true;
-    if (switchover->state == MIGRATION_COPYING) {
-        switchover->state = MIGRATION_SWITCHING;
-        switchover->by_ns = NEVER;
+    if (switchover->state != MIGRATION_COPYING) { /* cancelled while it was being captured */
+        take_back(primary);
         return;
     }
-    /* Cancelled while it was being captured. It is an epoch like any other then. */
-    switchover->stopped = primary->loop.final = false;
-    role_act(&primary->core, ACTION_RELEASE);
+    uint64_t most_ns = switchover->max_downtime_ns + switchover->max_downtime_ns / LATE_PART;
+    switchover->late_ns = switchover->overdue
+                              ? NEVER
+                              : primary->loop.captured_at_ns + (most_ns > after_ns ? most_ns - after_ns : 0);
+    switchover->state = MIGRATION_SWITCHING;
+    switchover->asked_by_ns = switchover->by_ns;
+    switchover->by_ns = NEVER;
+}
+
+/*
+ * What is left to do would keep the guest down for longer than was asked for. What was learnt from this
+ * checkpoint goes into the next prediction, which has to be shorter besides, and must wait: a guest that is
+ * stopped again and again for nothing would hardly run.
+ */
+void switch_check_late(struct primary *primary)
+{
+    struct switchover *switchover = &primary->switchover;
+    uint64_t now_ns = primary->core.now_ns;
+    if (now_ns < switchover->late_ns)
+        return;
+    assert(switchover->state == MIGRATION_SWITCHING && switchover->stopped && !switchover->handed);
+    switchover->late_ns = NEVER;
+    switchover->lost_ns += now_ns - primary->loop.captured_at_ns;
+    switchover->not_before_ns =
+        now_ns +
+        (LATE_PAUSE << (switchover->taken_back < LATE_PAUSES ? switchover->taken_back : LATE_PAUSES));
+    switchover->taken_back++;
+    switchover->state = MIGRATION_COPYING;
+    switchover->by_ns = switchover->asked_by_ns;
+    take_back(primary);
+    role_report(
+        &primary->core, LOG_LEVEL_NOTICE,
+        "migration: the last checkpoint takes longer than was expected; the guest runs on here, and it "
+        "is tried again");
 }
 
 void switch_late_capture(struct primary *primary)
@@ -142,6 +197,7 @@ void switch_acknowledged(struct primary *primary)
 {
     struct role_core *core = &primary->core;
     primary->loop.phase = PHASE_SWITCH;
+    primary->switchover.late_ns = NEVER;
     role_enter(core, PRIMARY_SWITCHING);
     role_reason(core, "the guest is being switched over to %s", core->peer[0] ? core->peer : "the standby");
     role_send(core, WIRE_SWITCH)->epoch = primary->loop.epoch;
@@ -264,10 +320,8 @@ static void on_cancel(struct primary *primary)
         return;
     bool loading = primary->core.state == PRIMARY_SWITCHING;
     failed(primary, "cancelled");
-    if (switchover->stopped) {
-        switchover->stopped = primary->loop.final = false;
-        role_act(&primary->core, ACTION_RELEASE);
-    }
+    if (switchover->stopped)
+        take_back(primary);
     /* What the standby has loaded takes no further epoch. */
     if (loading)
         primary_restart(primary, 0, "the migration was cancelled");
@@ -299,6 +353,7 @@ bool switch_event(struct primary *primary, const struct role_event *event)
 void switch_timers(struct primary *primary)
 {
     struct switchover *switchover = &primary->switchover;
+    switch_check_late(primary);
     if (primary->core.now_ns < switchover->by_ns)
         return;
     switchover->by_ns = NEVER;
@@ -323,5 +378,5 @@ void switch_timers(struct primary *primary)
 
 uint64_t switch_deadline(const struct primary *primary)
 {
-    return primary->switchover.by_ns;
+    return earlier(primary->switchover.by_ns, primary->switchover.late_ns);
 }

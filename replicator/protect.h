@@ -34,7 +34,8 @@ struct protect_migrate {
     uint64_t commit_ns, takeover_ns; /* measured; 0: not yet */
     uint64_t began_ns, bytes_before, payload_before;
     uint64_t round_ns, remaining_bytes, expected_ns, rounds;
-    double dirty_rate; /* bytes a second */
+    struct migrate_costs expected; /* what expected_ns is made of */
+    double dirty_rate;             /* bytes a second */
     /* Of the final epoch, what its downtime was made of. */
     struct checkpoint_capture final;
     uint64_t captured_ns, acked_ns, loaded_ns, started_ns;

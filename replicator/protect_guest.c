@@ -106,8 +106,12 @@ static void captured_event(struct guest_job *job)
 
 static void capture_final(struct protect *protect, struct guest_job *job)
 {
+    /* Somebody whose time is up wants it however long it takes. */
+    uint64_t limit_ns = job->final ? 0 : protect->hub.config->pause_limit_ns;
+    if (limit_ns && limit_ns < job->downtime_ns)
+        limit_ns = job->downtime_ns;
     int r = checkpoint_capture_final(protect->checkpoint, job->generation, job->event.epoch, job->event.round,
-                                     &job->captured);
+                                     limit_ns, &job->captured);
     if (r == 0 && (r = fault_point(FAULT_SWITCH_CAPTURED)) < 0) {
         remember(job, r);
         if (protect->guest->ops->resume(protect->guest) < 0)
@@ -119,6 +123,7 @@ static void capture_final(struct protect *protect, struct guest_job *job)
         protect->held = true;
         protect->kept = false;
         job->event.final = true;
+        job->event.after_ns = migrate_after_ns(&job->costs);
         captured_event(job);
     }
     remember(job, r);

@@ -65,6 +65,16 @@ static json_t *downtime_parts(const struct protect_migrate *migrate)
                      ms_between(migrate->loaded_ns, migrate->started_ns));
 }
 
+/* What the prediction was made of; its sum is expected_downtime_ms. */
+static json_t *expected_parts(const struct migrate_costs *costs)
+{
+    uint64_t takeover_ns = migrate_after_ns(costs) - costs->arbiter_ns - MIGRATE_HANDOVER_NS;
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "pause", (double)costs->pause_ns / 1e6, "send",
+                     (double)costs->send_ns / 1e6, "commit", (double)costs->commit_ns / 1e6, "takeover",
+                     (double)takeover_ns / 1e6, "arbiter", (double)costs->arbiter_ns / 1e6, "handover",
+                     MIGRATE_HANDOVER_NS / 1e6);
+}
+
 /* A round was made: what was dirty then, and what it leads to expect. */
 void protect_migrate_round(struct protect *protect, const struct migrate_costs *costs, uint64_t dirty_bytes,
                            uint64_t max_ns)
@@ -76,6 +86,7 @@ void protect_migrate_round(struct protect *protect, const struct migrate_costs *
         migrate->dirty_rate = migrate->dirty_rate > 0 ? (3 * migrate->dirty_rate + rate) / 4 : rate;
     }
     migrate->round_ns = now;
+    migrate->expected = *costs;
     migrate->expected_ns = migrate_downtime_ns(costs);
     migrate->remaining_bytes = dirty_bytes;
     migrate->rounds += max_ns != 0;
@@ -114,6 +125,8 @@ json_t *protect_migrate_status(struct protect *protect, const struct role_status
         "dirty_bytes_per_s", migrate->dirty_rate, "expected_downtime_ms", (double)migrate->expected_ns / 1e6,
         "max_downtime_ms", (double)status->max_downtime_ns / 1e6, "rounds", (json_int_t)migrate->rounds, "to",
         status->peer);
+    json_object_set_new(object, "taken_back", json_integer(status->migration_taken_back));
+    json_object_set_new(object, "taken_back_ms", json_real((double)status->migration_lost_ns / 1e6));
     json_object_set_new(object, "stopped_percent", json_integer((json_int_t)migrate->share));
     json_object_set_new(object, "stopped_percent_max", json_integer((json_int_t)migrate->share_most));
     json_object_set_new(object, "eta_s", eta < 0 ? json_null() : json_real(eta));
@@ -123,6 +136,7 @@ json_t *protect_migrate_status(struct protect *protect, const struct role_status
     if (status->migration == MIGRATION_MOVED) {
         json_object_set_new(object, "downtime_ms", json_real((double)status->downtime_ns / 1e6));
         json_object_set_new(object, "downtime_parts_ms", downtime_parts(migrate));
+        json_object_set_new(object, "expected_parts_ms", expected_parts(&migrate->expected));
         json_object_set_new(object, "final_dirty_bytes",
                             json_integer((json_int_t)(migrate->final.dirty_pages * VMM_PAGE_BYTES)));
         json_object_set_new(object, "generation", json_integer((json_int_t)status->generation));

@@ -139,6 +139,7 @@ struct role_event {
     bool urgent;
     uint64_t pause_ns, pages, state_bytes, state_sum;
     uint64_t downtime_ns, timeout_ns;
+    uint64_t after_ns;   /* EVENT_ROUND, final: what a switchover takes from the ACK on, as far as is known */
     enum role_left left; /* EVENT_MIGRATE */
     struct message_totals totals;
     const struct message_hello *hello;
@@ -251,6 +252,8 @@ struct role_status {
     uint64_t migration_since_ns, migration_until_ns; /* when it was wanted; when it was decided, 0: not yet */
     uint64_t downtime_ns; /* stopped here to known to run there, by this host's clock; MIGRATION_MOVED */
     uint64_t max_downtime_ns;
+    unsigned migration_taken_back; /* final captures whose guest ran on here, since they took too long, and */
+    uint64_t migration_lost_ns;    /* how long it stood still for them */
     bool throttle; /* the guest is to be slowed, since it writes faster than its pages are carried */
     char migration_text[200];
 };

@@ -89,6 +89,19 @@ def test_unprotected_guest(run):
     check(pair.ticking(2) == ["beta"], "it runs elsewhere than on beta alone", pair.story)
 
 
+def test_last_checkpoint_is_late(run):
+    """What the last checkpoint takes longer than was expected the guest does not stand still for: it runs on, and moves with
+    a later one."""
+    pair = run.pair(load=PAGES, detect="20s").start_guest()
+    pair.standby(faults=["ack-send@2=delay:2500"])  # the first copy is epoch 1
+    summary = migrate(pair, "--max-downtime", "900")
+    check(summary["taken_back"] >= 1, f"the guest waited for it: {summary}", pair.story)
+    check(summary["downtime_ms"] < 2500, f"down for as long as it took: {summary}", pair.story)
+    check(summary["state"] == "moved", f"not moved: {summary}", pair.story)
+    pair.check_taken_over()
+    check(pair.ticking(2) == ["beta"], "it runs elsewhere than on beta alone", pair.story)
+
+
 def test_cancelled(run):
     """Ctrl-C while it copies, and while the guest is stopped: it runs on here."""
     pair = run.pair(load=PAGES).up()

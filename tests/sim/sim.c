@@ -313,7 +313,7 @@ static void sim_seed(struct sim *sim, uint64_t seed)
 
 struct totals {
     uint64_t histories, steps, simulated_ns, takeovers, alone, yields, holds, adopts, deltas, fulls, commits,
-        lost, ended, handovers, moves, turns;
+        lost, ended, handovers, moves, taken_back, turns;
 };
 
 static void add(struct totals *totals, const struct sim *sim)
@@ -333,6 +333,7 @@ static void add(struct totals *totals, const struct sim *sim)
     totals->ended += sim->ended;
     totals->handovers += sim->handovers;
     totals->moves += sim->moves;
+    totals->taken_back += sim->taken_back;
     totals->turns += sim->turns;
 }
 
@@ -397,7 +398,7 @@ int main(int argc, char **argv)
     printf("%llu histories, %llu steps, %.0f s simulated in %.1f s: %llu commits, %llu takeovers, %llu times "
            "alone, "
            "%llu yields, %llu holds, %llu full and %llu partial copies, %llu adopted, %llu handed over and "
-           "%llu moved, %llu roles changed, "
+           "%llu moved, %llu taken back, %llu roles changed, "
            "%llu ended, %llu lost "
            "to several "
            "failures\n",
@@ -408,7 +409,7 @@ int main(int argc, char **argv)
            (unsigned long long)totals.holds, (unsigned long long)totals.fulls,
            (unsigned long long)totals.deltas, (unsigned long long)totals.adopts,
            (unsigned long long)totals.handovers, (unsigned long long)totals.moves,
-           (unsigned long long)totals.turns, (unsigned long long)totals.ended,
-           (unsigned long long)totals.lost);
+           (unsigned long long)totals.taken_back, (unsigned long long)totals.turns,
+           (unsigned long long)totals.ended, (unsigned long long)totals.lost);
     return failed ? 1 : 0;
 }

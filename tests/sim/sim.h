@@ -247,7 +247,7 @@ struct sim {
     bool lost;
     uint64_t healthy_since_ns;
     unsigned takeovers, alone, yields, holds, releases, adopts, deltas, fulls, commits;
-    unsigned handovers, moves, turns;
+    unsigned handovers, moves, turns, taken_back;
     char violation[256];
 
     struct sim_event *heap;

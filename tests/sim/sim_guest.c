@@ -182,6 +182,8 @@ static void round_end(struct sim *sim, int index, struct job *job)
     parcel->event.captured = job->captured;
     parcel->event.final = job->final;
     parcel->event.pause_ns = job->pause_ns;
+    if (job->final && sim_chance(sim, 50)) /* most of the downtime is wanted for what follows */
+        parcel->event.after_ns = sim_between(sim, 0, job->downtime_ns + job->downtime_ns / 8);
     parcel->event.state_bytes = job->captured;
 }
 

@@ -371,6 +371,7 @@ void host_deliver(struct sim *sim, int index, struct role_event *event)
     if (is.state == STANDBY_LOST || is.state == STANDBY_WAITING || is.state == STANDBY_GREETED)
         host->told_to_run = false;
     sim->moves += is.state == PRIMARY_MOVED && was.state != PRIMARY_MOVED;
+    sim->taken_back += is.migration_taken_back > was.migration_taken_back;
 
     uint32_t life = host->life;
     for (unsigned i = 0; i < actions.count && host->life == life; i++) {
