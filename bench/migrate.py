@@ -18,6 +18,7 @@ sys.path[:0] = [os.path.join(SOURCE, "tests", "integration"), os.path.join(SOURC
 import frame  # noqa: E402
 import migrate_moves as moves  # noqa: E402
 import migrate_report as report  # noqa: E402
+import warm  # noqa: E402
 
 COLO_SINCE = 11  # 7.2's stops for good after a checkpoint, 10.0 and 10.1 were published broken, 11 has another handshake
 
@@ -33,7 +34,7 @@ def boot(run, options, memory_mib, dirty, row):
     return guest
 
 
-def one_move(guest, name, number, variant, say):
+def one_move(guest, name, number, held, variant, say):
     """Moves the guest; returns it, or None when it did not survive."""
     try:
         move = guest.move(name)
@@ -46,12 +47,12 @@ def one_move(guest, name, number, variant, say):
         guest.close()
         return None
     else:
-        variant["moves"].append({"round": number, **move})
+        variant["moves"].append({"round": number, "held_bytes": held, **move})
         say(f"{move['total_s']:.2f} s, down {move['downtime_ms']:.1f} ms")
     return guest
 
 
-def measure_row(run, options, screen, memory_mib, dirty, names):
+def measure_row(run, options, screen, keeper, memory_mib, dirty, names):
     load = f"dirtying {dirty / 1e6:.0f} MB/s" if dirty else "idle"
     row = {"memory_bytes": memory_mib << 20, "dirty_bytes_per_s": dirty, "dirty_bytes_per_s_measured": None,
            "rounds": options.rounds, "variants": {name: {"moves": [], "failed": []} for name in names}}
@@ -61,8 +62,9 @@ def measure_row(run, options, screen, memory_mib, dirty, names):
         for number in range(options.rounds):
             for name in names:
                 guest = guest or boot(run, options, memory_mib, dirty, row)
+                held = keeper.settle()
                 time.sleep(options.settle)
-                guest = one_move(guest, name, number, row["variants"][name], lambda text: screen.say(
+                guest = one_move(guest, name, number, held, row["variants"][name], lambda text: screen.say(
                     f"round {number + 1}, {report.NAMES[name]}: {text}"))
     finally:
         if guest:
@@ -83,13 +85,28 @@ def peers_here(wanted, able):
     return chosen, [*notes, f"QEMU's COLO is not measured: {why}"]
 
 
+def held(options, screen):
+    """(keeper of this machine's free memory, [note])"""
+    wanted = options.hold_memory == "on" or (options.hold_memory == "auto" and not options.quick and warm.worth_it())
+    if not wanted:
+        return warm.Keeper(False), []
+    screen.say("free memory is held, so that no host beneath takes it back between moves")
+    keeper = warm.Keeper(True)
+    return keeper, ["before each move free memory was held (held_bytes of the move), and let go of as it was wanted: what a host "
+                    "beneath takes back is slow to touch again, for whoever moves (--hold-memory off leaves it)"]
+
+
 def measure(run, options, screen):
     rows = []
     peers, notes = peers_here(options.peers, moves.abilities(run))
-    for memory_mib in options.memory:
-        for dirty in [0] * (not options.no_idle) + [options.dirty] * bool(options.dirty):
-            rows.append(measure_row(run, options, screen, memory_mib, dirty, ["understudy", *peers]))
-    return {"rows": rows, "left_out": notes}
+    keeper, note = held(options, screen)
+    try:
+        for memory_mib in options.memory:
+            for dirty in [0] * (not options.no_idle) + [options.dirty] * bool(options.dirty):
+                rows.append(measure_row(run, options, screen, keeper, memory_mib, dirty, ["understudy", *peers]))
+    finally:
+        keeper.close()
+    return {"rows": rows, "left_out": [*notes, *note]}
 
 
 def size(text):
@@ -144,6 +161,9 @@ def parse_options(argv):
                         help="what the guest fills its memory with; random does not compress (default random)")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false",
                         help="count the first move of a guest, too; else one by us comes before")
+    parser.add_argument("--hold-memory", choices=("auto", "on", "off"), default="auto",
+                        help="keep free memory from going back to a host beneath this machine (default auto: where one takes it "
+                        "back, and not with --quick)")
     parser.add_argument("--quick", action="store_true", help="128M, 2M a second and one round, unless said otherwise")
     parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="rest before each move (default 1)")
     parser.add_argument("--timeout", type=frame.number(1, 3600), default=120, metavar="S", help="bound on one move (default 120)")
@@ -159,7 +179,8 @@ def parse_options(argv):
 
 def main():
     missing = [name for name in ("qemu-system-x86_64", "ip", "nsenter") if not shutil.which(name)]
-    keys = "memory", "dirty", "no_idle", "rounds", "max_downtime", "lanes", "peers", "data", "warm_up", "settle", "timeout"
+    keys = "memory", "dirty", "no_idle", "rounds", "max_downtime", "lanes", "peers", "data", "warm_up", "settle", \
+        "hold_memory", "timeout"
     return frame.run("migrate", parse_options(sys.argv[1:]), keys, "network namespaces", missing, measure, report.describe,
                      report.table)
 

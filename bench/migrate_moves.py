@@ -403,7 +403,9 @@ class Engine:
         return {"total_s": told["seconds"], "downtime_ms": told["downtime_ms"], "bytes": told["payload_bytes"],
                 "command_s": commanded, "rounds": told["rounds"],
                 "expected_downtime_ms": told["expected_downtime_ms"],
-                "downtime_parts_ms": told.get("downtime_parts_ms")}, ordered, destination
+                "taken_back": told["taken_back"], "taken_back_ms": told["taken_back_ms"],
+                "expected_parts_ms": told["expected_parts_ms"], "final_dirty_bytes": told["final_dirty_bytes"],
+                "downtime_parts_ms": told["downtime_parts_ms"]}, ordered, destination
 
     def start(self, config):
         """(process, file with its JSON)"""

@@ -122,6 +122,11 @@ def row_lines(row, data):
     if ours.get("downtime_parts_ms"):
         lines.append("  our downtime: " + ", ".join(f"{name} {value:.1f}" for name, value in ours["downtime_parts_ms"].items()
                                                     if value is not None) + " ms")
+    moves = row["variants"]["understudy"]["moves"]
+    taken_back = sum(move["told"].get("taken_back", 0) for move in moves)
+    if taken_back:
+        lines.append(f"  ours took {taken_back} late last checkpoints back in {len(moves)} moves; the guest stood still "
+                     f"{sum(move['told']['taken_back_ms'] for move in moves):.0f} ms for them, which is in no downtime")
     return lines
 
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Free memory that is held, and let go of as others want theirs."""
+import os
+import tempfile
+import time
+import unittest
+from unittest import mock
+
+from bench_test import SOURCE  # finds bench/ for the next one
+
+import warm
+
+PIECE = warm.PIECE
+
+
+class Machine:
+    """Memory that somebody else can take, too."""
+
+    def __init__(self, free):
+        self.all, self.others, self.hoard = free, 0, None
+
+    def free(self):
+        return self.all - self.others - self.hoard.bytes()
+
+
+class Piece:
+    def close(self):
+        pass
+
+
+class Holding(unittest.TestCase):
+    def hoard(self, free, most=1 << 62):
+        machine = Machine(free)
+        machine.hoard = warm.Hoard(most, machine.free)
+        return machine, machine.hoard
+
+    @mock.patch.object(warm, "touched_piece", Piece)
+    def test_nearly_all_is_held_and_given_as_wanted(self):
+        machine, hoard = self.hoard(4 << 30)
+        hoard.fill()
+        self.assertTrue(warm.FREE_MAX <= machine.free() <= warm.FREE_MAX + PIECE)
+        before = hoard.bytes()
+        hoard.give_way()
+        self.assertEqual(hoard.bytes(), before)
+        machine.others = 1 << 30
+        hoard.give_way()
+        self.assertTrue(warm.FREE_MIN <= machine.free() < warm.FREE_MIN + PIECE)
+        machine.others = 8 << 30
+        hoard.give_way()
+        self.assertEqual(hoard.bytes(), 0)
+        machine.others = 0
+        hoard.fill()
+        self.assertEqual(hoard.bytes(), before)
+
+    @mock.patch.object(warm, "touched_piece", Piece)
+    def test_no_more_than_allowed(self):
+        _, hoard = self.hoard(4 << 30, 3 * PIECE + 1)
+        hoard.fill()
+        self.assertEqual(hoard.bytes(), 3 * PIECE)
+
+    def test_who_takes_memory_back(self):
+        with tempfile.TemporaryDirectory() as devices:
+            self.assertFalse(warm.host_takes_memory(devices))
+            for name, kind, bits in ("virtio0", "0x0001", "1" * 64), ("virtio1", "0x0005", "01100" + "0" * 59):
+                os.mkdir(f"{devices}/{name}")
+                for file, text in ("device", kind), ("features", bits):
+                    with open(f"{devices}/{name}/{file}", "w") as out:
+                        out.write(text + "\n")
+            self.assertFalse(warm.host_takes_memory(devices))
+            with open(f"{devices}/virtio1/features", "w") as out:
+                out.write("011001" + "0" * 58 + "\n")
+            self.assertTrue(warm.host_takes_memory(devices))
+
+    def test_the_process_holds_and_ends(self):
+        self.assertEqual(os.path.dirname(os.path.dirname(os.path.abspath(warm.__file__))), SOURCE)
+        nobody = warm.Keeper(False)
+        self.assertEqual(nobody.settle(), 0)
+        nobody.close()
+        keeper = warm.Keeper(True, PIECE)
+        pid = keeper.process.pid
+        held = keeper.settle()
+        self.assertIn(held, (0, PIECE))  # a machine that is full has none to hold
+        if held:
+            with open(f"/proc/{pid}/statm") as file:
+                self.assertGreater(int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE"), PIECE)
+        keeper.close()
+        self.assertFalse(os.path.exists(f"/proc/{pid}"))
+
+    def test_one_that_was_killed_is_not_missed(self):
+        keeper = warm.Keeper(True, PIECE)
+        keeper.settle()
+        keeper.process.kill()
+        while keeper.process.poll() is None:
+            time.sleep(0.01)
+        self.assertEqual(keeper.settle(), 0)
+        keeper.close()
+
+
+if __name__ == "__main__":
+    unittest.main()
