@@ -29,7 +29,7 @@ import time
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 JOBS = str(os.cpu_count() or 1)
 INTEGRATION_JOBS = str(min(4, (os.cpu_count() or 1) + 1))
-THREADED = re.compile(r"base|kvm|cache|delta|disks|gate|nbd|lane|checkpoint|restore|pipeline|replicate|stress|memory|worker|loop|events|fence")
+THREADED = re.compile(r"base|kvm|cache|delta|disks|gate|nbd|lane|checkpoint|restore|pipeline|replicate|stress|memory|worker|loop|events|fence|warm")
 SANITIZERS = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
