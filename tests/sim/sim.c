@@ -299,7 +299,9 @@ static void sim_clean(struct sim *sim)
 
 static void sim_seed(struct sim *sim, uint64_t seed)
 {
-    memset(sim, 0, sizeof *sim);
+    memset(sim, 0, offsetof(struct sim, sessions));
+    for (unsigned i = 0; i < SESSIONS_MAX; i++)
+        memset(&sim->sessions[i], 0, offsetof(struct session, queues));
     sim->seed = seed;
     sim->parcel_free = -1;
     /* splitmix64 spreads neighbouring seeds. */

@@ -226,7 +226,6 @@ struct sim {
     struct host hosts[HOSTS];
     bool cut[HOSTS]; /* what host i sends does not arrive */
     uint64_t delay_ns;
-    struct session sessions[SESSIONS_MAX];
     struct snapshot snapshots[SNAPSHOTS_MAX];
     uint64_t snapshot_count;
     struct lineage lineages[LINEAGES_MAX];
@@ -256,6 +255,8 @@ struct sim {
     int parcel_free;
     unsigned parcel_room;
     uint64_t same_time_steps, last_step_ns;
+
+    struct session sessions[SESSIONS_MAX]; /* megabytes, of which only what is used is ever read: the last */
 };
 
 /* sim_event.c */

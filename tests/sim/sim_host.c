@@ -18,11 +18,12 @@ static uint64_t local_ns(const struct sim *sim, int index)
 void host_get_status(const struct sim *sim, int index, struct role_status *ret_status)
 {
     const struct host *host = &sim->hosts[index];
-    *ret_status = (struct role_status){0};
     if (host->role == ENGINE_PRIMARY)
         primary_get_status(host->primary, ret_status);
     else if (host->role == ENGINE_STANDBY)
         standby_get_status(host->standby, ret_status);
+    else
+        *ret_status = (struct role_status){0};
 }
 
 static void plan_tick(struct sim *sim, int index)
