@@ -42,8 +42,8 @@ struct end {
     unsigned produces_at_up;
 };
 
-/* Payloads are cut out of these bytes, each frame's from another place, so that they are made and compared by the
- * piece: by the byte it is most of what these tests do under ThreadSanitizer. */
+/* Payloads are cut out of these bytes, each frame's from another place, so that they are made and compared by
+ * the piece: by the byte it is most of what these tests do under ThreadSanitizer. */
 #define END_BYTES 65521u
 static uint8_t end_bytes[END_BYTES];
 

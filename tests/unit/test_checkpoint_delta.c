@@ -462,7 +462,7 @@ static void sessions_break_at_random(void **state)
         struct kit *kit = kit_new(config, i % 2);
         kit->random = i;
         protect(kit);
-        for (unsigned epoch = 0; epoch < 400; epoch++) {
+        for (unsigned epoch = 0; epoch < UNIT_TURNS(400); epoch++) {
             uint32_t round = 0, rounds = (uint32_t)next_random(kit) % 3;
             for (; round < rounds; round++) {
                 write_at_random(kit);
@@ -477,8 +477,8 @@ static void sessions_break_at_random(void **state)
             commit(kit);
         }
         struct checkpoint_stats stats = stats_of(kit);
-        assert_true(stats.pages_delta > 5000 && stats.pages_same > 2000);
-        assert_true(stats.pages_raw > 5000 && stats.pages_zero > 500);
+        assert_true(stats.pages_delta > UNIT_TURNS(5000) && stats.pages_same > UNIT_TURNS(2000));
+        assert_true(stats.pages_raw > UNIT_TURNS(5000) && stats.pages_zero > UNIT_TURNS(500));
         kit_free(kit);
     }
 }
