@@ -14,9 +14,9 @@
 
 /* So often where every turn of a loop does the same by other numbers. ThreadSanitizer looks for what threads
  * do to one another, not for what comes out; a turn shows it as much as the next, at ten times the cost, so
- * it has a fourth. */
+ * it has a third. */
 #ifdef __SANITIZE_THREAD__
-#define UNIT_TURNS(turns) ((turns) / 4)
+#define UNIT_TURNS(turns) ((turns) / 3)
 #else
 #define UNIT_TURNS(turns) (turns)
 #endif
