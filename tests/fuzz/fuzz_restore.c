@@ -23,7 +23,9 @@
 enum { O_UNMAPPED = 1, O_SMALL = 2, O_DEFER = 4 };
 #define OPERATIONS_MAX 64
 #define STAGING_SMALL  (8 * WIRE_PAGE_BYTES)
-#define STAGING_LARGE  (8u << 20) /* never full: bounds the device state too */
+/* Never full, with 30 pages to stage, and a bound for the device state, too. All of it is touched in each
+ * run. */
+#define STAGING_LARGE (1u << 20)
 
 enum operation {
     OP_PAGES,
