@@ -21,6 +21,8 @@ static uint64_t guest_pages(const struct checkpoint *checkpoint)
 #define DISK_LOG_DEFAULT   (64ull << 20)
 #define DISK_STALL_DEFAULT (500 * NS_PER_MS)
 #define DISK_GATHER_NS     (50 * NS_PER_MS)  /* a round that is only for disks should bring something */
+#define WARM_FIRST_BYTES   (16u << 20)       /* of staging, touched beside the first copy; the rest, and */
+#define WARM_REST_COMMITS  8                 /* copies of pages, after so many epochs */
 #define MEMORY_GATHER_NS   (100 * NS_PER_MS) /* and one that is only for what was found to differ */
 
 static int staging_map(struct checkpoint *checkpoint)
@@ -399,21 +401,37 @@ void checkpoint_publish(struct checkpoint *checkpoint, uint64_t direct, uint64_t
     }
 }
 
+static size_t first_staging_bytes(const struct checkpoint *checkpoint)
+{
+    size_t bytes = (size_t)checkpoint->staging_pages * VMM_PAGE_BYTES;
+    return bytes < WARM_FIRST_BYTES ? bytes : WARM_FIRST_BYTES;
+}
+
 /* While the lanes carry the first round. Earlier it would only keep them from being made, since whatever maps
- * memory waits for it. The later comes first: staging, which pauses write to. */
-static void warm_up(struct checkpoint *checkpoint)
+ * memory waits for it. No more than a capture needs that is to be short: a guest that only moves makes no
+ * other. */
+static void warm_first(struct checkpoint *checkpoint)
 {
     if (checkpoint->warmed)
         return;
     checkpoint->warmed = true;
+    copier_warm(&checkpoint->copier, checkpoint->staging, first_staging_bytes(checkpoint));
+}
+
+/* It is protected for a while: the rest. */
+static void warm_rest(struct checkpoint *checkpoint)
+{
+    size_t first = first_staging_bytes(checkpoint),
+           bytes = (size_t)checkpoint->staging_pages * VMM_PAGE_BYTES;
     if (checkpoint->cache.sets)
         copier_warm(&checkpoint->copier, checkpoint->cache.contents, checkpoint->cache.map_bytes);
-    copier_warm(&checkpoint->copier, checkpoint->staging, (size_t)checkpoint->staging_pages * VMM_PAGE_BYTES);
+    if (bytes > first)
+        copier_warm(&checkpoint->copier, checkpoint->staging + first, bytes - first);
 }
 
 void checkpoint_seal(struct checkpoint *checkpoint, uint64_t state_bytes)
 {
-    warm_up(checkpoint);
+    warm_first(checkpoint);
     uint64_t epoch = checkpoint->plan.epoch;
     uint32_t round = checkpoint->plan.round;
     pageset_merge(&checkpoint->inflight, &checkpoint->round);
@@ -487,6 +505,8 @@ void checkpoint_committed(struct checkpoint *checkpoint)
         checkpoint_abandoned(checkpoint);
     else
         checkpoint->delta_bases = checkpoint->delta_on;
+    if (++checkpoint->commits == WARM_REST_COMMITS)
+        warm_rest(checkpoint);
     pageset_clear(&checkpoint->inflight);
     cache_committed(&checkpoint->cache);
     if (checkpoint->disks)

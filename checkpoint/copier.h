@@ -19,7 +19,7 @@
  * help meanwhile waits for one piece of that, a huge page at most.
  */
 #define COPIER_HELP_PAGES 2048u /* from here on the helper takes half */
-#define COPIER_WARM_MAX   2u
+#define COPIER_WARM_MAX   3u
 
 struct copy_job {
     struct vmm *source;

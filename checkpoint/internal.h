@@ -36,8 +36,9 @@ struct checkpoint {
     bool tracking;
     uint8_t *staging;
     uint64_t staging_pages;
-    bool warmed;    /* captures' memory was touched, or is just being */
-    uint8_t *state; /* copy of the driver's device state */
+    bool warmed;      /* captures' first memory was touched, or is just being */
+    uint64_t commits; /* acknowledged epochs */
+    uint8_t *state;   /* copy of the driver's device state */
     size_t state_room;
     uint32_t probe_block;
     uint64_t probe_offset;

@@ -14,9 +14,8 @@
 #define CHUNKS_WANTED   64
 /* Two slot numbers mean something else in a stage's index. */
 #define SLOTS_MAX (UINT32_MAX - 2 * CHUNK_SLOTS_MAX)
-/* Keeps memory whatever the latest epochs needed: two epochs of the size that a planned switchover ends with.
- */
-#define KEEP_BYTES (32u << 20)
+/* Keeps memory whatever the latest epochs needed. */
+#define KEEP_BYTES (16u << 20)
 
 static int map_slots(struct pool *pool)
 {

@@ -106,20 +106,20 @@ static void pool_has_its_first_chunks(void **state)
     assert_int_equal(resident(pool.slots, BYTES), 0);
     pool_warm(&pool);
     pool_warm(&pool);
-    wait_resident(pool.slots, 32u << 20);
+    wait_resident(pool.slots, 16u << 20);
     pthread_mutex_lock(&pool.lock);
     uint32_t chunks[100];
     for (unsigned i = 0; i < 100; i++) {
         bool fresh;
         assert_true(pool_take(&pool, &chunks[i], &fresh));
-        assert_true(fresh == (i >= (32u << 20) / pool_chunk_bytes(&pool)));
+        assert_true(fresh == (i >= (16u << 20) / pool_chunk_bytes(&pool)));
     }
     assert_int_equal(pool.resident_count, 100);
     /* What was warmed stays, the rest goes when it is not wanted. */
     pool_give(&pool, chunks, 100);
     pool_give(&pool, NULL, 0);
     pool_give(&pool, NULL, 0);
-    assert_int_equal(pool.resident_count * pool_chunk_bytes(&pool), 32u << 20);
+    assert_int_equal(pool.resident_count * pool_chunk_bytes(&pool), 16u << 20);
     pthread_mutex_unlock(&pool.lock);
     pool_fini(&pool);
 }
