@@ -195,8 +195,9 @@ static void print_summary(const struct command_line *line, pid_t engine, const j
     printf("  copied         %.1f MiB of the guest's, %.1f MiB as sent, in %.0f rounds\n",
            number(m, "copied_bytes") / 1048576, number(m, "payload_bytes") / 1048576, number(m, "rounds"));
     if (number(m, "taken_back") > 0)
-        printf("  taken back     %.0f last checkpoints that were late; the guest stood still %.1f ms for them\n",
-               number(m, "taken_back"), number(m, "taken_back_ms"));
+        printf(
+            "  taken back     %.0f last checkpoints that were late; the guest stood still %.1f ms for them\n",
+            number(m, "taken_back"), number(m, "taken_back_ms"));
     if (number(m, "stopped_percent_max") > 0)
         printf("  slowed         the guest was stopped for up to %.0f %% of the time\n",
                number(m, "stopped_percent_max"));
