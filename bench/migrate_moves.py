@@ -319,7 +319,9 @@ class Qemu:
         destination("migrate-incoming", uri=address)
         source("migrate", uri=address)
         self.wait(source)
-        info = source("query-migrate")
+        # The event comes before QEMU has reckoned the time.
+        info = wait_for("QEMU's total time", 10, lambda: (lambda told: told.get("total-time") and told)(source("query-migrate")),
+                        every=0.01)
         ram = info["ram"]
         told = {"total_s": info["total-time"] / 1000, "downtime_ms": info["downtime"], "bytes": ram["transferred"],
                 "setup_ms": info["setup-time"], "dirty_syncs": ram["dirty-sync-count"], "mbps": ram["mbps"]}
