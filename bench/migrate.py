@@ -163,7 +163,7 @@ def parse_options(argv):
                         help="count the first move of a guest, too; else one by us comes before")
     parser.add_argument("--hold-memory", choices=("auto", "on", "off"), default="auto",
                         help="keep free memory from going back to a host beneath this machine (default auto: where one takes it "
-                        "back, and not with --quick)")
+                        "back, on up to 64 GiB, and not with --quick)")
     parser.add_argument("--quick", action="store_true", help="128M, 2M a second and one round, unless said otherwise")
     parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="rest before each move (default 1)")
     parser.add_argument("--timeout", type=frame.number(1, 3600), default=120, metavar="S", help="bound on one move (default 120)")

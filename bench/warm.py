@@ -10,8 +10,8 @@ usual (`bench/warm.py --measure`). Whether a move meets it depends on what was f
 
 So a process of its own holds nearly all free memory, touched, and lets go of it piece by piece as others take theirs: what
 they get was in use a moment before. To hold only as much as will be wanted makes it worse: the kernel then serves others
-from the rest, which the host has. Between moves, when it is asked to, it takes up again what has become free. When the kernel runs
-out of memory nonetheless, it ends this process first.
+from the rest, which the host has. Between moves, when it is asked to, it takes up again what has become free. When the
+kernel runs out of memory nonetheless, it ends this process first.
 
     bench ── "settle" ──► takes what is free but FREE_MAX ── "settled BYTES" ──► bench: the move
                           less than FREE_MIN free: lets go of a piece, and looks again

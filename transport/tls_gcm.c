@@ -411,7 +411,7 @@ static bool kernel_keeps_registers(void)
 static const char *make(void)
 {
     if (!kernel_keeps_registers())
-        return "the kernel does not provide AVX-512";
+        return "processor or kernel provide no AVX-512";
     functions = alloc_mb_mgr(0);
     if (!functions)
         return "IPsec-MB: out of memory";
