@@ -2,6 +2,7 @@
 #include "checkpoint/encode.h"
 
 #include "base/error.h"
+#include "checkpoint/rate.h"
 #include "checkpoint/source.h"
 
 #include <errno.h>
@@ -25,6 +26,7 @@
 
 /* LZ4 that saves less than this share of a run is not worth the receiver's time. */
 #define LZ4_ROOM(bytes) ((bytes) - (bytes) / 16)
+#define SAMPLE_BYTES    ((size_t)RATE_SAMPLE_PAGES * VMM_PAGE_BYTES)
 
 _Static_assert(PLAN_CHUNK_PAGES == 64, "the zero pages of a chunk are one 64-bit word");
 _Static_assert(PLAN_CHUNK_PAGES <= WIRE_RUN_BODY_PAGES_MAX, "a run of a chunk is a run on the wire");
@@ -38,13 +40,14 @@ _Static_assert(PLAN_STATE_PIECE <= WIRE_STATE_PIECE_MAX, "a piece of device stat
 int encoder_init(struct encoder *encoder, bool changes)
 {
     size_t scratch_bytes = (size_t)PLAN_CHUNK_PAGES * VMM_PAGE_BYTES;
-    *encoder = (struct encoder){.memory_bytes = scratch_bytes + (size_t)LZ4_sizeofState() +
+    *encoder = (struct encoder){.memory_bytes = scratch_bytes + (size_t)LZ4_sizeofState() + SAMPLE_BYTES +
                                                 (changes ? MESSAGE_DELTA_RAW_MAX : 0)};
     if (changes && delta_init(&encoder->delta) < 0)
         return -ENOMEM;
     encoder->scratch = aligned_alloc(VMM_PAGE_BYTES, scratch_bytes);
     encoder->lz4 = malloc((size_t)LZ4_sizeofState());
-    if (!encoder->scratch || !encoder->lz4) {
+    encoder->sample = malloc(SAMPLE_BYTES);
+    if (!encoder->scratch || !encoder->lz4 || !encoder->sample) {
         encoder_fini(encoder);
         return error_errno(-ENOMEM, "encoder of a lane");
     }
@@ -55,6 +58,7 @@ void encoder_fini(struct encoder *encoder)
 {
     free(encoder->scratch);
     free(encoder->lz4);
+    free(encoder->sample);
     delta_fini(&encoder->delta);
     *encoder = (struct encoder){0};
 }
@@ -179,6 +183,19 @@ void encode_stable(struct encoder *encoder, const struct plan_item *item, const 
 {
     encode_known(encoder, item, bytes, UINT64_MAX, encode_find_zeros(bytes, item->pages), lz4, payload,
                  ret_encoded);
+}
+
+size_t encode_sample(struct encoder *encoder, const uint8_t *payload, const struct encoded *encoded,
+                     size_t *ret_out)
+{
+    size_t bytes = encoded->body_bytes < SAMPLE_BYTES ? encoded->body_bytes : SAMPLE_BYTES;
+    if (bytes == 0)
+        return 0;
+    const uint8_t *from = payload + encoded->length - encoded->body_bytes + (encoded->body_bytes - bytes) / 2;
+    int out = LZ4_compress_fast_extState(encoder->lz4, (const char *)from, (char *)encoder->sample,
+                                         (int)bytes, (int)LZ4_ROOM(bytes), 1);
+    *ret_out = out > 0 ? (size_t)out : bytes;
+    return bytes;
 }
 
 int encode_read(struct encoder *encoder, const struct plan_item *item, struct vmm *source,

@@ -25,6 +25,7 @@
 struct encoder {
     uint8_t *scratch; /* a chunk of pages: private copies of what the guest may change */
     void *lz4;        /* LZ4's working memory */
+    uint8_t *sample;  /* what encode_sample() compresses to; only its size matters */
     struct delta delta;
     size_t memory_bytes;
 };
@@ -41,6 +42,11 @@ struct encoded {
 /* Encode the item's pages from `bytes` (the pages one after the other), which nobody changes meanwhile. */
 void encode_stable(struct encoder *encoder, const struct plan_item *item, const uint8_t *bytes, bool lz4,
                    uint8_t *payload, struct encoded *ret_encoded);
+
+/* Compress a piece out of the middle of a payload's bodies, all of which are raw, to see what it would bring.
+ * Returns the piece's bytes; 0: there are no bodies. `*ret_out` is no more than that. */
+size_t encode_sample(struct encoder *encoder, const uint8_t *payload, const struct encoded *encoded,
+                     size_t *ret_out);
 
 /* Read the item's pages from the guest, which may be running, to the encoder's scratch memory. */
 int encode_read(struct encoder *encoder, const struct plan_item *item, struct vmm *source,

@@ -25,6 +25,7 @@ static_assert(ENCODE_PAYLOAD_MAX <= ENCODE_ROOM && ENCODE_ROOM <= WIRE_PAYLOAD_M
 /* How an item's pages go. */
 struct way {
     bool lz4;            /* pages that go whole are compressed */
+    bool sample;         /* they are not, and a piece of them is, to see what it would bring */
     bool lz4_changes;    /* blocks that changed are */
     double page_out;     /* bytes that a page costs whole, for each of its own */
     unsigned blocks_max; /* changed blocks up to which a page goes as changes */
@@ -35,8 +36,13 @@ static struct way choose_way(struct checkpoint *checkpoint)
     struct way way = {.page_out = 1};
     scope_lock(&checkpoint->lock);
     way.lz4_changes = checkpoint->lz4_allowed && checkpoint->config.compression != CHECKPOINT_COMPRESS_NONE;
-    way.lz4 = way.lz4_changes && (checkpoint->config.compression == CHECKPOINT_COMPRESS_LZ4 ||
-                                  rate_next_is_lz4(&checkpoint->rate));
+    if (way.lz4_changes && checkpoint->config.compression == CHECKPOINT_COMPRESS_LZ4) {
+        way.lz4 = true;
+    } else if (way.lz4_changes) {
+        enum rate_way next = rate_next(&checkpoint->rate);
+        way.lz4 = next == RATE_LZ4;
+        way.sample = next == RATE_RAW_AND_SAMPLE;
+    }
     if (way.lz4)
         way.page_out = rate_lz4_out(&checkpoint->rate);
     if (checkpoint->delta_bases)
@@ -59,6 +65,19 @@ static void account_whole(struct checkpoint *checkpoint, const struct encoded *e
     uint32_t written = encoded->raw + encoded->lz4;
     if (written >= encoded->zero)
         rate_encoded(&checkpoint->rate, lz4, (uint64_t)written * VMM_PAGE_BYTES, encoded->body_bytes, ns);
+}
+
+/* What LZ4 would have made of a payload that is raw. */
+static void sample(struct checkpoint *checkpoint, struct encoder *encoder, const struct way *way,
+                   const uint8_t *payload, const struct encoded *encoded)
+{
+    if (!way->sample)
+        return;
+    uint64_t start_ns = clock_now_ns();
+    size_t out = 0, in = encode_sample(encoder, payload, encoded, &out);
+    uint64_t ns = clock_now_ns() - start_ns;
+    scope_lock(&checkpoint->lock);
+    rate_sampled(&checkpoint->rate, encoded->body_bytes, in, out, ns);
 }
 
 /* Pages as changes (`encoded` says how they went) and pages that did not go at all. */
@@ -119,6 +138,7 @@ static int produce_whole(struct checkpoint *checkpoint, struct checkpoint_lane *
                       payload, &encoded);
     }
     account_whole(checkpoint, &encoded, way->lz4, clock_now_ns() - start_ns);
+    sample(checkpoint, &lane->encoder, way, payload, &encoded);
     finish_frame(writer, item, WIRE_PAGES, encoded.length, item->pages, sent);
     return 0;
 }
@@ -136,13 +156,15 @@ static void produce_disk(struct checkpoint *checkpoint, struct checkpoint_lane *
     bytes += disk_record_body(record);
     struct encoded encoded = {0};
     size_t room;
-    encode_disk(&lane->encoder, item, way.lz4, wire_writer_payload(writer, &room), &encoded);
+    uint8_t *payload = wire_writer_payload(writer, &room);
+    encode_disk(&lane->encoder, item, way.lz4, payload, &encoded);
     disks_release(checkpoint->disks, &item->records);
     {
         scope_lock(&checkpoint->lock);
         checkpoint->stats.disk_bytes_payload += encoded.length;
         rate_encoded(&checkpoint->rate, way.lz4, bytes, encoded.body_bytes, clock_now_ns() - start_ns);
     }
+    sample(checkpoint, &lane->encoder, &way, payload, &encoded);
     finish_frame(writer, item, WIRE_DISK, encoded.length, 0, sent);
 }
 
@@ -172,10 +194,12 @@ static int produce_split(struct checkpoint *checkpoint, struct checkpoint_lane *
     struct delta_encoded changes = {0};
     uint32_t whole_pages = (uint32_t)__builtin_popcountll(delta->whole);
     if (whole_pages) {
+        uint8_t *payload = wire_writer_payload(writer, &room);
         start_ns = clock_now_ns();
-        encode_whole(encoder, item, bytes, way->lz4, wire_writer_payload(writer, &room), &whole);
+        encode_whole(encoder, item, bytes, way->lz4, payload, &whole);
         account_whole(checkpoint, &whole, way->lz4,
                       clock_now_ns() - start_ns + read_ns * whole_pages / item->pages);
+        sample(checkpoint, encoder, way, payload, &whole);
         finish_frame(writer, item, WIRE_PAGES, whole.length, whole_pages, sent);
     }
     if (delta->pages) {

@@ -29,24 +29,25 @@ static void decide(struct rate *rate)
     if (rate->raw_ns.weight <= 0 || rate->lz4_ns.weight <= 0 || rate->carry_ns.weight <= 0)
         return;
     double carry = meter_ratio(&rate->carry_ns);
-    double raw = meter_ratio(&rate->raw_ns) + carry;
-    double lz4 = meter_ratio(&rate->lz4_ns) + meter_ratio(&rate->lz4_out) * carry;
+    double raw_ns = meter_ratio(&rate->raw_ns), lz4_ns = meter_ratio(&rate->lz4_ns);
+    double raw = raw_ns + carry;
+    double lz4 = (lz4_ns > raw_ns ? lz4_ns : raw_ns) + meter_ratio(&rate->lz4_out) * carry;
     rate->compressing = lz4 < (rate->compressing ? raw : raw * GAIN);
 }
 
-bool rate_next_is_lz4(struct rate *rate)
+enum rate_way rate_next(struct rate *rate)
 {
     /* Whatever is unknown is tried first. */
     if (rate->raw_ns.weight <= 0)
-        return false;
+        return RATE_RAW;
     if (rate->lz4_ns.weight <= 0)
-        return true;
+        return RATE_RAW_AND_SAMPLE;
     if (rate->until_sample == 0) {
         rate->until_sample = RATE_SAMPLE_EVERY;
-        return !rate->compressing;
+        return rate->compressing ? RATE_RAW : RATE_RAW_AND_SAMPLE;
     }
     rate->until_sample--;
-    return rate->compressing;
+    return rate->compressing ? RATE_LZ4 : RATE_RAW;
 }
 
 void rate_encoded(struct rate *rate, bool lz4, uint64_t in, uint64_t out, uint64_t ns)
@@ -56,6 +57,18 @@ void rate_encoded(struct rate *rate, bool lz4, uint64_t in, uint64_t out, uint64
     meter_add(lz4 ? &rate->lz4_ns : &rate->raw_ns, (double)ns, (double)in);
     if (lz4)
         meter_add(&rate->lz4_out, (double)out, (double)in);
+    decide(rate);
+}
+
+void rate_sampled(struct rate *rate, uint64_t whole, uint64_t in, uint64_t out, uint64_t ns)
+{
+    if (in == 0)
+        return;
+    /* As if the whole chunk had been: it was read, which is what raw takes, and compressed. */
+    double scale = (double)whole / (double)in;
+    double read_ns = rate->raw_ns.weight > 0 ? meter_ratio(&rate->raw_ns) : 0;
+    meter_add(&rate->lz4_ns, (double)ns * scale + read_ns * (double)whole, (double)whole);
+    meter_add(&rate->lz4_out, (double)out * scale, (double)whole);
     decide(rate);
 }
 

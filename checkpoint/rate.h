@@ -17,10 +17,15 @@
  *
  * and the smaller sum wins. A slow wire makes carry large, so that compressing pays; a fast one leaves the
  * processor as the bottleneck, so that it does not, unless the data shrink a lot. The way not taken is tried
- * on one chunk in RATE_SAMPLE_EVERY, so that both columns stay known when the data or the wire change.
+ * on one chunk in RATE_SAMPLE_EVERY, so that both columns stay known when the data or the wire change. LZ4 is
+ * the dear one: RATE_SAMPLE_PAGES of that chunk are compressed beside it, and it goes raw.
+ *
+ * Who compresses reads the pages, too, so encode_lz4 is never below encode_raw: what says otherwise was
+ * measured while something else had the processor.
  * Pure: no clock, no lock.
  */
 #define RATE_SAMPLE_EVERY 64u
+#define RATE_SAMPLE_PAGES 8u /* half of what LZ4 looks back at */
 
 /* A ratio of sums in which old samples fade. */
 struct rate_meter {
@@ -36,11 +41,20 @@ struct rate {
     uint32_t until_sample; /* chunks until the other way is tried */
 };
 
+enum rate_way {
+    RATE_RAW,
+    RATE_LZ4,
+    RATE_RAW_AND_SAMPLE, /* raw, and rate_sampled() is told of a piece that was compressed beside it */
+};
+
 /* How to encode the next chunk; counts down to the samples. */
-bool rate_next_is_lz4(struct rate *rate);
+enum rate_way rate_next(struct rate *rate);
 
 /* `in` bytes of pages (no zero pages among them) became `out` bytes in `ns`. */
 void rate_encoded(struct rate *rate, bool lz4, uint64_t in, uint64_t out, uint64_t ns);
+
+/* `in` of a chunk's `whole` bytes were compressed to `out` bytes in `ns`, beside the chunk itself. */
+void rate_sampled(struct rate *rate, uint64_t whole, uint64_t in, uint64_t out, uint64_t ns);
 
 /* `in` bytes of blocks that changed went as `out` bytes. */
 void rate_changes(struct rate *rate, uint64_t in, uint64_t out);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/unit.h"
 
+#include "checkpoint/encode.h"
 #include "checkpoint/pace.h"
 #include "checkpoint/pageset.h"
 #include "checkpoint/plan.h"
@@ -188,7 +189,8 @@ static void plan_hands_out_each_page_once(void **state)
     pageset_fini(&set);
 }
 
-#define CHUNK 262144u
+#define CHUNK  262144u
+#define SAMPLE (RATE_SAMPLE_PAGES * VMM_PAGE_BYTES)
 
 /* A machine with these costs in picoseconds for each byte; returns how many of `chunks` were compressed. */
 static unsigned drive(struct rate *rate, unsigned chunks, uint64_t raw_ps, uint64_t lz4_ps,
@@ -196,9 +198,12 @@ static unsigned drive(struct rate *rate, unsigned chunks, uint64_t raw_ps, uint6
 {
     unsigned compressed = 0;
     for (unsigned i = 0; i < chunks; i++) {
-        bool lz4 = rate_next_is_lz4(rate);
+        enum rate_way way = rate_next(rate);
+        bool lz4 = way == RATE_LZ4;
         uint64_t out = lz4 ? CHUNK * out_percent / 100 : CHUNK;
         rate_encoded(rate, lz4, CHUNK, out, CHUNK * (lz4 ? lz4_ps : raw_ps) / 1000);
+        if (way == RATE_RAW_AND_SAMPLE)
+            rate_sampled(rate, CHUNK, SAMPLE, SAMPLE * out_percent / 100, SAMPLE * (lz4_ps - raw_ps) / 1000);
         rate_carried(rate, out, out * carry_ps / 1000);
         compressed += lz4;
     }
@@ -212,8 +217,8 @@ static void compression_follows_the_measured_rates(void **state)
     /* A fast wire and text: 1 GB/s of LZ4 is slower than carrying the bytes. */
     drive(&rate, 50, 100, 1000, 50, 500);
     assert_false(rate.compressing);
-    /* Only samples are compressed. */
-    assert_true(drive(&rate, 6400, 100, 1000, 50, 500) <= 6400 / RATE_SAMPLE_EVERY + 1);
+    /* Nothing is, but the samples. */
+    assert_int_equal(drive(&rate, 6400, 100, 1000, 50, 500), 0);
     /* The wire becomes slow (100 MB/s): compressing pays. */
     drive(&rate, 500, 100, 1000, 50, 10000);
     assert_true(rate.compressing);
@@ -224,6 +229,54 @@ static void compression_follows_the_measured_rates(void **state)
     /* They become text again: the next samples tell. */
     drive(&rate, 64 * RATE_SAMPLE_EVERY, 100, 1000, 30, 10000);
     assert_true(rate.compressing);
+}
+
+/* What does not shrink is never compressed, even where the clock says that raw took longer. */
+static void noise_is_no_reason_to_compress(void **state)
+{
+    (void)state;
+    struct rate rate = {0};
+    drive(&rate, 100, 100, 1000, 100, 500);
+    for (unsigned i = 0; i < 200; i++) {
+        rate_encoded(&rate, false, CHUNK, CHUNK, CHUNK * 5);
+        rate_carried(&rate, CHUNK, CHUNK / 2);
+        assert_false(rate.compressing);
+    }
+    /* A sample of nothing tells nothing. */
+    struct rate before = rate;
+    rate_sampled(&rate, 0, 0, 0, 1000);
+    assert_memory_equal(&before, &rate, sizeof rate);
+}
+
+/* Of `raw` bytes of bodies that begin behind a table: how many were tried, and to what they shrank. */
+static size_t try_sample(struct encoder *encoder, const uint8_t *payload, size_t raw, size_t *ret_out)
+{
+    struct encoded encoded = {.length = 100 + raw, .body_bytes = raw};
+    return encode_sample(encoder, payload, &encoded, ret_out);
+}
+
+static void samples_tell_what_would_shrink(void **state)
+{
+    (void)state;
+    struct encoder encoder;
+    static uint8_t payload[100 + CHUNK];
+    uint64_t seed = 7;
+    size_t out = 0;
+    assert_int_equal(encoder_init(&encoder, false), 0);
+    for (size_t i = 0; i < sizeof payload; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        payload[i] = (uint8_t)(seed >> 56);
+    }
+    assert_int_equal(try_sample(&encoder, payload, CHUNK, &out), SAMPLE);
+    assert_int_equal(out, SAMPLE); /* does not */
+    assert_int_equal(try_sample(&encoder, payload, VMM_PAGE_BYTES, &out), VMM_PAGE_BYTES);
+    assert_int_equal(out, VMM_PAGE_BYTES);
+    assert_int_equal(try_sample(&encoder, payload, 0, &out), 0);
+    /* It is looked at in the middle. */
+    memset(payload + 100 + CHUNK / 2 - SAMPLE / 2, 'x', SAMPLE);
+    assert_int_equal(try_sample(&encoder, payload, CHUNK, &out), SAMPLE);
+    assert_in_range(out, 1, SAMPLE / 50);
+    encoder_fini(&encoder);
 }
 
 static void compression_does_not_flap(void **state)
@@ -312,6 +365,8 @@ int main(void)
         cmocka_unit_test(sets_agree_with_a_plain_array),
         cmocka_unit_test(plan_hands_out_each_page_once),
         cmocka_unit_test(compression_follows_the_measured_rates),
+        cmocka_unit_test(noise_is_no_reason_to_compress),
+        cmocka_unit_test(samples_tell_what_would_shrink),
         cmocka_unit_test(compression_does_not_flap),
         cmocka_unit_test(pauses_are_predicted_from_their_parts),
         cmocka_unit_test(rounds_are_wanted_while_they_help),
