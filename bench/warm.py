@@ -8,13 +8,16 @@ A virtual machine whose balloon reports free pages (VIRTIO_BALLOON_F_REPORTING, 
 uses back to its host, some 2 s after it was freed. Who touches such memory next waits for the host, several times as long as
 usual (`bench/warm.py --measure`). Whether a move meets it depends on what was freed when, not on who moves.
 
-So a process of its own holds nearly all free memory, touched, and lets go of it piece by piece as others take theirs: what
+Only whole blocks are reported, of BLOCK_ORDER and larger; smaller leftovers stay. (The same blocks are what huge pages are
+made of: where there is none, the kernel first moves others' pages about to make one, for whoever asked.)
+
+So a process of its own holds nearly all free blocks, touched, and lets go of them piece by piece as others take theirs: what
 they get was in use a moment before. To hold only as much as will be wanted makes it worse: the kernel then serves others
 from the rest, which the host has. Between moves, when it is asked to, it takes up again what has become free. When the
 kernel runs out of memory nonetheless, it ends this process first.
 
-    bench ── "settle" ──► takes what is free but FREE_MAX ── "settled BYTES" ──► bench: the move
-                          less than FREE_MIN free: lets go of a piece, and looks again
+    bench ── "settle" ──► takes all free blocks but COLD, lets go of READY ── "settled BYTES" ──► bench: the move
+                          fewer free blocks than READY: lets go of a piece, and looks again
 """
 import glob
 import mmap
@@ -26,7 +29,10 @@ import sys
 import time
 
 PIECE = 64 << 20
-FREE_MIN, FREE_MAX = 320 << 20, 448 << 20
+COLD = 64 << 20  # free blocks that the host may have
+READY = 192 << 20  # free blocks while a move goes: what it takes within some tenths of a second
+FREE_MIN = 256 << 20  # whatever its blocks are
+BLOCK_ORDER = 9  # 2 MiB; Linux's pageblock_order on x86, and the default of page_reporting_order
 LOOK_EVERY_S = 0.01
 SETTLE_S = 300
 AUTO_MAX = 64 << 30
@@ -37,6 +43,14 @@ BALLOON, REPORTING = "0x0005", 5  # virtio 1.2: device id, feature bit
 def free_bytes():
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemFree:"))
+
+
+def free_blocks(path="/proc/buddyinfo"):
+    """Bytes of free memory in blocks of BLOCK_ORDER and larger."""
+    with open(path) as file:
+        # "Node 0, zone   Normal  4029  3516 ...": the number of free blocks of each order, the smallest first
+        return sum(int(count) << order for line in file
+                   for order, count in enumerate(line.split("zone")[1].split()[1:]) if order >= BLOCK_ORDER) * mmap.PAGESIZE
 
 
 def host_takes_memory(devices="/sys/bus/virtio/devices"):
@@ -70,18 +84,18 @@ def touched_piece():
 class Hoard:
     """The memory that is held; `most` bytes of it at most."""
 
-    def __init__(self, most, free=free_bytes):
-        self.pieces, self.most, self.free = [], most, free
+    def __init__(self, most, free=free_bytes, blocks=free_blocks):
+        self.pieces, self.most, self.free, self.blocks = [], most, free, blocks
 
     def bytes(self):
         return len(self.pieces) * PIECE
 
     def fill(self):
-        while self.bytes() + PIECE <= self.most and self.free() > FREE_MAX + PIECE:
+        while self.bytes() + PIECE <= self.most and self.blocks() >= COLD + PIECE and self.free() >= FREE_MIN + PIECE:
             self.pieces.append(touched_piece())
 
     def give_way(self):
-        while self.pieces and self.free() < FREE_MIN:
+        while self.pieces and (self.blocks() < READY or self.free() < FREE_MIN):
             self.pieces.pop().close()
 
 
@@ -98,6 +112,7 @@ def serve(most):
         if not sys.stdin.readline():
             return
         hoard.fill()
+        hoard.give_way()
         print("settled", hoard.bytes(), flush=True)
 
 
@@ -130,7 +145,7 @@ class Keeper:
 def measure():
     """us a page for each PIECE of all free memory, the first touch; sorted."""
     pieces, costs = [], []
-    while free_bytes() > FREE_MAX + PIECE:
+    while free_bytes() > FREE_MIN + 2 * PIECE:
         piece = mmap.mmap(-1, PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         began = time.monotonic()
         piece.madvise(MADV_POPULATE_WRITE)

@@ -14,13 +14,16 @@ PIECE = warm.PIECE
 
 
 class Machine:
-    """Memory that somebody else can take, too."""
+    """Memory that somebody else can take, too; `scraps` of what is free are no whole blocks."""
 
-    def __init__(self, free):
-        self.all, self.others, self.hoard = free, 0, None
+    def __init__(self, free, scraps=0):
+        self.all, self.scraps, self.others, self.hoard = free, scraps, 0, None
 
     def free(self):
         return self.all - self.others - self.hoard.bytes()
+
+    def blocks(self):
+        return max(self.free() - self.scraps, 0)
 
 
 class Piece:
@@ -29,28 +32,48 @@ class Piece:
 
 
 class Holding(unittest.TestCase):
-    def hoard(self, free, most=1 << 62):
-        machine = Machine(free)
-        machine.hoard = warm.Hoard(most, machine.free)
+    def hoard(self, free, most=1 << 62, scraps=0):
+        machine = Machine(free, scraps)
+        machine.hoard = warm.Hoard(most, machine.free, machine.blocks)
         return machine, machine.hoard
 
     @mock.patch.object(warm, "touched_piece", Piece)
     def test_nearly_all_is_held_and_given_as_wanted(self):
-        machine, hoard = self.hoard(4 << 30)
+        machine, hoard = self.hoard(4 << 30, scraps=1 << 30)
         hoard.fill()
-        self.assertTrue(warm.FREE_MAX <= machine.free() <= warm.FREE_MAX + PIECE)
+        self.assertTrue(warm.COLD <= machine.blocks() < warm.COLD + PIECE)
+        full = hoard.bytes()
+        hoard.give_way()
         before = hoard.bytes()
+        self.assertTrue(warm.READY <= machine.blocks() < warm.READY + PIECE)
         hoard.give_way()
         self.assertEqual(hoard.bytes(), before)
         machine.others = 1 << 30
         hoard.give_way()
-        self.assertTrue(warm.FREE_MIN <= machine.free() < warm.FREE_MIN + PIECE)
+        self.assertTrue(warm.READY <= machine.blocks() < warm.READY + PIECE)
         machine.others = 8 << 30
         hoard.give_way()
         self.assertEqual(hoard.bytes(), 0)
         machine.others = 0
         hoard.fill()
+        self.assertEqual(hoard.bytes(), full)
+
+    @mock.patch.object(warm, "touched_piece", Piece)
+    def test_some_memory_stays_free_whatever_its_blocks(self):
+        machine, hoard = self.hoard(4 << 30)
+        hoard.fill()
+        self.assertTrue(warm.FREE_MIN <= machine.free() < warm.FREE_MIN + PIECE)
+        before = hoard.bytes()
+        hoard.give_way()
         self.assertEqual(hoard.bytes(), before)
+
+    def test_free_blocks(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("Node 0, zone      DMA      0      0      0      0      0      0      0      0      1      1      3 \n"
+                       "Node 0, zone   Normal   4029   3516   1006    437   2580   1950   1120    414    126    261   4537 \n")
+            file.flush()
+            self.assertEqual(warm.free_blocks(file.name), (1 + 261) * (2 << 20) + (3 + 4537) * (4 << 20))
+        self.assertLessEqual(warm.free_blocks(), warm.free_bytes() + (1 << 30))
 
     @mock.patch.object(warm, "touched_piece", Piece)
     def test_no_more_than_allowed(self):
