@@ -16,9 +16,13 @@ they get was in use a moment before. To hold only as much as will be wanted make
 from the rest, which the host has. Between moves, when it is asked to, it takes up again what has become free. When the
 kernel runs out of memory nonetheless, it ends this process first.
 
-    bench ── "settle" ──► takes all free blocks but COLD, lets go of READY ── "settled BYTES" ──► bench: the move
+The low zones (DMA, DMA32) count apart: the kernel takes from them last, keeps a part of them from ordinary processes for ever,
+and the pieces that were had last are the ones that lie there; so the oldest go first.
+
+    bench ── "settle" ──► takes all free blocks, lets go of READY ── "settled BYTES" ──► bench: the move
                           fewer free blocks than READY: lets go of a piece, and looks again
 """
+import collections
 import glob
 import mmap
 import os
@@ -28,29 +32,30 @@ import subprocess
 import sys
 import time
 
-PIECE = 64 << 20
-COLD = 64 << 20  # free blocks that the host may have
-READY = 192 << 20  # free blocks while a move goes: what it takes within some tenths of a second
-FREE_MIN = 256 << 20  # whatever its blocks are
+PIECE = 16 << 20
+READY = 96 << 20  # free blocks while a move goes: what it takes until the next look, and as much as the host may get of them
+FREE_MIN = 192 << 20  # whatever its blocks are
+LOW_FREE = 256 << 20  # of the low zones; more than the kernel keeps there (vm.lowmem_reserve_ratio)
 BLOCK_ORDER = 9  # 2 MiB; Linux's pageblock_order on x86, and the default of page_reporting_order
-LOOK_EVERY_S = 0.01
+LOOK_EVERY_S = 0.004
 SETTLE_S = 300
 AUTO_MAX = 64 << 30
 MADV_POPULATE_WRITE = 23  # Linux 5.14
 BALLOON, REPORTING = "0x0005", 5  # virtio 1.2: device id, feature bit
 
 
-def free_bytes():
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemFree:"))
-
-
-def free_blocks(path="/proc/buddyinfo"):
-    """Bytes of free memory in blocks of BLOCK_ORDER and larger."""
+def free_memory(path="/proc/buddyinfo"):
+    """Bytes that are free: (all, of it in blocks of BLOCK_ORDER and larger) without the low zones, and those in such blocks."""
+    free = blocks = low = 0
     with open(path) as file:
-        # "Node 0, zone   Normal  4029  3516 ...": the number of free blocks of each order, the smallest first
-        return sum(int(count) << order for line in file
-                   for order, count in enumerate(line.split("zone")[1].split()[1:]) if order >= BLOCK_ORDER) * mmap.PAGESIZE
+        for line in file:  # "Node 0, zone   Normal  4029  3516 ...": the number of free blocks of each order, the smallest first
+            zone, *counts = line.split("zone")[1].split()
+            sizes = [(int(count) << order) * mmap.PAGESIZE for order, count in enumerate(counts)]
+            if zone.startswith("DMA"):
+                low += sum(sizes[BLOCK_ORDER:])
+            else:
+                free, blocks = free + sum(sizes), blocks + sum(sizes[BLOCK_ORDER:])
+    return free, blocks, low
 
 
 def host_takes_memory(devices="/sys/bus/virtio/devices"):
@@ -84,19 +89,27 @@ def touched_piece():
 class Hoard:
     """The memory that is held; `most` bytes of it at most."""
 
-    def __init__(self, most, free=free_bytes, blocks=free_blocks):
-        self.pieces, self.most, self.free, self.blocks = [], most, free, blocks
+    def __init__(self, most, free=free_memory):
+        self.pieces, self.most, self.free = collections.deque(), most, free
 
     def bytes(self):
         return len(self.pieces) * PIECE
 
+    def room(self):
+        free, blocks, low = self.free()
+        return low >= LOW_FREE + PIECE or (free >= FREE_MIN + PIECE and blocks >= PIECE)
+
     def fill(self):
-        while self.bytes() + PIECE <= self.most and self.blocks() >= COLD + PIECE and self.free() >= FREE_MIN + PIECE:
+        while self.bytes() + PIECE <= self.most and self.room():
             self.pieces.append(touched_piece())
 
+    def wanted(self):
+        free, blocks, _ = self.free()
+        return free < FREE_MIN or blocks < READY
+
     def give_way(self):
-        while self.pieces and (self.blocks() < READY or self.free() < FREE_MIN):
-            self.pieces.pop().close()
+        while self.pieces and self.wanted():
+            self.pieces.popleft().close()
 
 
 def serve(most):
@@ -104,6 +117,10 @@ def serve(most):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench's
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+    try:
+        os.nice(-10)  # who waits for it waits for the host
+    except OSError:
+        pass
     hoard = Hoard(most)
     while True:
         hoard.give_way()
@@ -145,7 +162,7 @@ class Keeper:
 def measure():
     """us a page for each PIECE of all free memory, the first touch; sorted."""
     pieces, costs = [], []
-    while free_bytes() > FREE_MIN + 2 * PIECE:
+    while free_memory()[0] > FREE_MIN + 64 * PIECE:
         piece = mmap.mmap(-1, PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         began = time.monotonic()
         piece.madvise(MADV_POPULATE_WRITE)

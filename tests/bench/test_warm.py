@@ -20,10 +20,8 @@ class Machine:
         self.all, self.scraps, self.others, self.hoard = free, scraps, 0, None
 
     def free(self):
-        return self.all - self.others - self.hoard.bytes()
-
-    def blocks(self):
-        return max(self.free() - self.scraps, 0)
+        free = self.all - self.others - self.hoard.bytes()
+        return free, max(free - self.scraps, 0), 0
 
 
 class Piece:
@@ -34,23 +32,23 @@ class Piece:
 class Holding(unittest.TestCase):
     def hoard(self, free, most=1 << 62, scraps=0):
         machine = Machine(free, scraps)
-        machine.hoard = warm.Hoard(most, machine.free, machine.blocks)
+        machine.hoard = warm.Hoard(most, machine.free)
         return machine, machine.hoard
 
     @mock.patch.object(warm, "touched_piece", Piece)
     def test_nearly_all_is_held_and_given_as_wanted(self):
         machine, hoard = self.hoard(4 << 30, scraps=1 << 30)
         hoard.fill()
-        self.assertTrue(warm.COLD <= machine.blocks() < warm.COLD + PIECE)
+        self.assertTrue(machine.free()[1] < PIECE)
         full = hoard.bytes()
         hoard.give_way()
         before = hoard.bytes()
-        self.assertTrue(warm.READY <= machine.blocks() < warm.READY + PIECE)
+        self.assertTrue(warm.READY <= machine.free()[1] < warm.READY + PIECE)
         hoard.give_way()
         self.assertEqual(hoard.bytes(), before)
         machine.others = 1 << 30
         hoard.give_way()
-        self.assertTrue(warm.READY <= machine.blocks() < warm.READY + PIECE)
+        self.assertTrue(warm.READY <= machine.free()[1] < warm.READY + PIECE)
         machine.others = 8 << 30
         hoard.give_way()
         self.assertEqual(hoard.bytes(), 0)
@@ -62,18 +60,32 @@ class Holding(unittest.TestCase):
     def test_some_memory_stays_free_whatever_its_blocks(self):
         machine, hoard = self.hoard(4 << 30)
         hoard.fill()
-        self.assertTrue(warm.FREE_MIN <= machine.free() < warm.FREE_MIN + PIECE)
+        self.assertTrue(warm.FREE_MIN <= machine.free()[0] < warm.FREE_MIN + PIECE)
         before = hoard.bytes()
         hoard.give_way()
         self.assertEqual(hoard.bytes(), before)
 
-    def test_free_blocks(self):
+    def test_free_memory(self):
         with tempfile.NamedTemporaryFile("w") as file:
             file.write("Node 0, zone      DMA      0      0      0      0      0      0      0      0      1      1      3 \n"
-                       "Node 0, zone   Normal   4029   3516   1006    437   2580   1950   1120    414    126    261   4537 \n")
+                       "Node 0, zone   Normal   4029   0   0    0   0   0   0    1    126    261   4537 \n")
             file.flush()
-            self.assertEqual(warm.free_blocks(file.name), (1 + 261) * (2 << 20) + (3 + 4537) * (4 << 20))
-        self.assertLessEqual(warm.free_blocks(), warm.free_bytes() + (1 << 30))
+            blocks = 261 * (2 << 20) + 4537 * (4 << 20)
+            self.assertEqual(warm.free_memory(file.name), (blocks + 4029 * 4096 + (512 << 10) + 126 * (1 << 20), blocks,
+                                                           (2 << 20) + 3 * (4 << 20)))
+        free, blocks, low = warm.free_memory()
+        self.assertTrue(0 <= blocks <= free and low >= 0)
+
+    @mock.patch.object(warm, "touched_piece", Piece)
+    def test_low_zones_are_held_but_for_what_nobody_gets(self):
+        low = 1 << 30
+        hoard = warm.Hoard(1 << 62, lambda: (0, 0, low - len(hoard.pieces) * PIECE))
+        hoard.fill()
+        self.assertEqual(hoard.bytes(), low - warm.LOW_FREE)
+        oldest = hoard.pieces[0]
+        hoard.free = lambda: (1 << 30, warm.READY if oldest not in hoard.pieces else 0, 0)
+        hoard.give_way()
+        self.assertEqual(hoard.bytes(), low - warm.LOW_FREE - PIECE)
 
     @mock.patch.object(warm, "touched_piece", Piece)
     def test_no_more_than_allowed(self):
