@@ -51,6 +51,7 @@ struct switchover {
     uint64_t timeout_ns;
     bool throttling;
     bool overdue;
+    bool tried; /* a round was asked for the final capture */
     /* A checkpoint that is not acknowledged by then came too late for its guest to be down no longer than was
      * asked for: the guest runs on. NEVER: it is waited for. */
     uint64_t late_ns;
@@ -132,6 +133,8 @@ uint64_t primary_overdue_hold(const struct primary *primary);
 bool switch_event(struct primary *primary, const struct role_event *event);
 /* What the round that starts is to be. */
 void switch_ask(struct primary *primary, struct role_action *round);
+/* The next round would be the first to be asked for the final capture. */
+bool switch_first_try(const struct primary *primary);
 /* The final capture was made, and `after_ns` are wanted from its ACK on; its epoch was acknowledged. */
 void switch_captured(struct primary *primary, uint64_t after_ns);
 void switch_acknowledged(struct primary *primary);

@@ -21,7 +21,8 @@
  * The next epoch's first round starts one effective interval after the capture stopped the guest, or at the
  * ACK if that is later: a slow standby slows the epochs. The interval stretches so that all stops of an epoch
  * take at most pause_share percent of it. With `eager`, or when no more output can be held, an epoch that
- * output waits for is not drawn out to the interval: only pause_share bounds how soon it ends.
+ * output waits for is not drawn out to the interval: only pause_share bounds how soon it ends. Not even that
+ * holds up the first try to move the guest: if it succeeds, there is no share to be kept.
  */
 
 #define DEGRADED_AFTER 3 /* failed captures in a row */
@@ -47,7 +48,9 @@ static void rest(struct primary *primary)
     bool soon = loop->output_urgent || (loop->output_waits && primary->core.config.eager) ||
                 primary->switchover.state == MIGRATION_COPYING;
     loop->phase = PHASE_REST;
-    loop->next_at_ns = soon ? earliest_ns(primary) : loop->captured_at_ns + epoch_interval(primary);
+    loop->next_at_ns = switch_first_try(primary) ? loop->captured_at_ns
+                       : soon                    ? earliest_ns(primary)
+                                                 : loop->captured_at_ns + epoch_interval(primary);
 }
 
 void epoch_output(struct primary *primary, bool urgent)

@@ -114,10 +114,18 @@ void switch_ask(struct primary *primary, struct role_action *round)
     round->final = switchover->overdue;
     if (core->now_ns < switchover->not_before_ns && !round->final)
         return;
+    switchover->tried = true;
     /* Each checkpoint that was late shows that predictions are too short here: the next must fit into less.
      */
     unsigned parts = switchover->taken_back < LATE_PART / 2 ? switchover->taken_back : LATE_PART / 2;
     round->downtime_ns = switchover->max_downtime_ns - switchover->max_downtime_ns / LATE_PART * parts;
+}
+
+/* What may be the guest's last stop here need not wait until it has run for long enough since the one before.
+ */
+bool switch_first_try(const struct primary *primary)
+{
+    return primary->switchover.state == MIGRATION_COPYING && !primary->switchover.tried;
 }
 
 /* The final epoch becomes one like any other, after which the guest goes on here. */

@@ -59,6 +59,23 @@ static void test_moved(void **state)
     expect_state(PRIMARY_MOVED);
 }
 
+/* The first try comes at once; one that did not fit is an epoch, after which the guest runs for its share. */
+static void test_first_try_at_once(void **state)
+{
+    (void)state;
+    protect(kit_config(), WIRE_FEATURES_KNOWN);
+    expect_no(ACTION_ROUND);
+    say(EVENT_MIGRATE, .downtime_ns = MS(40));
+    assert_int_equal(find(ACTION_ROUND)->downtime_ns, MS(40));
+    answer_round(false);
+    say(EVENT_ACK, .epoch = status().epoch);
+    uint64_t acked_ns = kit.now_ns;
+    expect_no(ACTION_ROUND);
+    next_round();
+    assert_int_equal(find(ACTION_ROUND)->downtime_ns, MS(40));
+    assert_true(kit.now_ns > acked_ns);
+}
+
 static void test_lost_before_handover(void **state)
 {
     (void)state;
@@ -461,6 +478,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_moved, kit_end),
+        cmocka_unit_test_teardown(test_first_try_at_once, kit_end),
         cmocka_unit_test_teardown(test_lost_before_handover, kit_end),
         cmocka_unit_test_teardown(test_policy_holds, kit_end),
         cmocka_unit_test_teardown(test_refused_load, kit_end),
