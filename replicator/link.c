@@ -21,12 +21,16 @@
  *   - a connection is freed only after lane_free() has joined its thread;
  *   - `mutex` guards what lanes' threads read of the tables; it is never held while lane_free() waits.
  *
+ * A link may be called before a session wants it: it has the number 0 until links_connect() gives it one.
+ *
  * Frames that a peer sends faster than the main thread takes them are bounded by FRAMES_MAX; beyond, the lane
  * is ended. Connections that never say HELLO are bounded by UNNAMED_MAX and closed after HELLO_WITHIN.
  */
 
 #define UNNAMED_MAX   (WIRE_LANES_MAX + 8) /* connections that have not said HELLO */
 #define HELLO_WITHIN  (5 * NS_PER_S)
+#define CALL_GOOD     (3 * NS_PER_S) /* well before the peer gives up waiting for our HELLO */
+#define CALLED        0
 #define SWEEP_EVERY   NS_PER_S
 #define REASON_WITHIN (50 * NS_PER_MS)
 #define DRAIN_MS      100
@@ -214,7 +218,7 @@ void links_set_pacer(struct links *links, struct pacer *pacer)
     links->pacer = pacer;
 }
 
-int links_connect(struct links *links, uint64_t number, const char *address, uint32_t timeout_ms)
+static int connect_link(struct links *links, uint64_t number, const char *address, uint32_t timeout_ms)
 {
     struct link *link = link_new(links, number);
     if (!link)
@@ -225,10 +229,45 @@ int links_connect(struct links *links, uint64_t number, const char *address, uin
         link_free(links, link);
         return error_set(-EIO, "session number: no random bytes");
     }
+    link->called_ns = clock_now_ns();
     int r = open_lane(links, link, 0);
     if (r < 0)
         link_free(links, link);
     return r;
+}
+
+void links_call(struct links *links, const char *address, uint32_t timeout_ms)
+{
+    if (connect_link(links, CALLED, address, timeout_ms) < 0)
+        log_debug("call the standby: %s", error_text());
+}
+
+/* That its lane is up may be known already, and is told as if it were only now. */
+static bool take_called(struct links *links, uint64_t number, const char *address)
+{
+    struct link *link = find(links, CALLED);
+    if (!link)
+        return false;
+    struct link_note *note = link->up ? link_note_new(link->lane[0], LINK_NOTE_UP, 0) : NULL;
+    if (clock_now_ns() > link->called_ns + CALL_GOOD || strcmp(address, link->address) ||
+        (link->up && !note)) {
+        free(note);
+        links_disconnect(links, CALLED);
+        return false;
+    }
+    atomic_store(&link->heard_ns, clock_now_ns());
+    {
+        scope_lock(&links->mutex);
+        link->number = number;
+    }
+    if (note)
+        note_post(links->notes, note);
+    return true;
+}
+
+int links_connect(struct links *links, uint64_t number, const char *address, uint32_t timeout_ms)
+{
+    return take_called(links, number, address) ? 0 : connect_link(links, number, address, timeout_ms);
 }
 
 int links_send_hello(struct links *links, uint64_t number, uint64_t generation, uint64_t claimed,
@@ -438,8 +477,18 @@ void link_deliver(struct note *base, void *daemon)
     if (!connection)
         return;
     struct link *link = atomic_load(&connection->link);
+    if (link && link->number == CALLED) {
+        link->up = note->kind == LINK_NOTE_UP;
+        if (!link->up) {
+            log_debug("called, the standby is gone again: %s", note->text);
+            link_free(links, link);
+        }
+        return;
+    }
     switch (note->kind) {
     case LINK_NOTE_UP:
+        if (links->side == WIRE_SIDE_STANDBY && !link && links->ops->called)
+            links->ops->called(links->ctx);
         if (links->side == WIRE_SIDE_STANDBY || !link)
             return;
         if (connection->index == 0)

@@ -21,6 +21,7 @@ struct links_ops {
     void (*control_up)(void *ctx, uint64_t link);                           /* primary */
     void (*hello)(void *ctx, uint64_t link, const struct wire_frame *frame, /* standby: link is new */
                   const struct message_hello *hello);
+    void (*called)(void *ctx); /* standby, may be NULL: a proven peer is there that has not said HELLO yet */
     void (*lanes_up)(void *ctx, uint64_t link);
     void (*frame)(void *ctx, uint64_t link, const struct wire_frame *frame);
     void (*down)(void *ctx, uint64_t link, int code, const char *reason); /* once for each link */
@@ -39,6 +40,9 @@ void links_free(struct links *links);
 /* Primary: the data lanes of links that are opened from now on keep to this, which outlives them all. */
 void links_set_pacer(struct links *links, struct pacer *pacer);
 
+/* Primary: open the control lane of the next link, which is not wanted yet; links_connect() takes it if it is
+ * still good. Nothing is told of it before, and failures never are. */
+void links_call(struct links *links, const char *address, uint32_t timeout_ms);
 /* Primary: open the control lane of a new link. `hello` is sent first on it when links_send_hello() says so,
  * and on every data lane. `claimed`: see struct wire_header. */
 int links_connect(struct links *links, uint64_t link, const char *address, uint32_t timeout_ms);

@@ -26,7 +26,9 @@ struct connection {
 };
 
 struct link {
-    uint64_t number, session, generation;
+    uint64_t number; /* 0: called, see links_call() */
+    uint64_t session, generation, called_ns;
+    bool up; /* while called: the control lane is */
     struct message_hello hello;
     char address[128];
     uint32_t timeout_ms;
@@ -72,6 +74,9 @@ struct link_note {
 
 /* link.c: a note reaches the main thread. */
 void link_deliver(struct note *note, void *daemon);
+
+/* link_lane.c: a note of the connection, or NULL. */
+struct link_note *link_note_new(const struct connection *connection, int kind, size_t payload);
 
 /* link_lane.c: the callbacks of every lane; their ctx is a struct connection. */
 extern const struct lane_ops link_lane_ops;

@@ -9,7 +9,7 @@
 
 /* What happens on lanes' threads: frames are built or taken in, and everything else becomes a note. */
 
-static struct link_note *note_new(const struct connection *connection, int kind, size_t payload)
+struct link_note *link_note_new(const struct connection *connection, int kind, size_t payload)
 {
     struct link_note *note = calloc(1, sizeof *note + payload);
     if (!note)
@@ -25,7 +25,7 @@ static void on_up(void *ctx, struct lane *lane)
 {
     struct connection *connection = ctx;
     (void)lane;
-    struct link_note *note = note_new(connection, LINK_NOTE_UP, 0);
+    struct link_note *note = link_note_new(connection, LINK_NOTE_UP, 0);
     if (note)
         note_post(connection->links->notes, note);
 }
@@ -69,7 +69,7 @@ static int post_frame(struct connection *connection, const struct wire_frame *fr
         return error_set(-ENOBUFS, "peer sends control frames faster than they can be handled (%s)",
                          wire_type_name(frame->type));
     }
-    struct link_note *note = note_new(connection, LINK_NOTE_FRAME, frame->length);
+    struct link_note *note = link_note_new(connection, LINK_NOTE_FRAME, frame->length);
     if (!note) {
         atomic_fetch_sub(&links->frames_waiting, 1);
         return error_set(-ENOMEM, "%s frame: out of memory", wire_type_name(frame->type));
@@ -99,7 +99,7 @@ static int join(struct connection *connection, const struct wire_frame *frame,
         link->lane[hello->lane] = connection;
         connection->index = hello->lane;
         atomic_store(&connection->link, link);
-        struct link_note *note = note_new(connection, LINK_NOTE_JOINED, 0);
+        struct link_note *note = link_note_new(connection, LINK_NOTE_JOINED, 0);
         if (!note)
             return error_set(-ENOMEM, "lane %u: out of memory", hello->lane);
         note_post(links->notes, note);
@@ -151,7 +151,7 @@ static void on_down(void *ctx, struct lane *lane, int code, const char *reason)
 {
     struct connection *connection = ctx;
     (void)lane;
-    struct link_note *note = note_new(connection, LINK_NOTE_DOWN, 0);
+    struct link_note *note = link_note_new(connection, LINK_NOTE_DOWN, 0);
     if (!note)
         return;
     note->code = code ? code : -ECONNRESET;

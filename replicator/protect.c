@@ -269,6 +269,11 @@ static void link_failed(struct protect *protect, const struct role_action *actio
     hub_event_later(&protect->hub, &protect_ops, &event);
 }
 
+static uint32_t connect_ms(const struct config *config)
+{
+    return (uint32_t)(config->role.setup_ns / NS_PER_MS);
+}
+
 static void perform(struct protect *protect, const struct role_action *action)
 {
     struct hub *hub = &protect->hub;
@@ -278,8 +283,7 @@ static void perform(struct protect *protect, const struct role_action *action)
         r = send_frame(protect, action);
         break;
     case ACTION_CONNECT:
-        r = links_connect(hub->links, action->session, hub->config->peer.address,
-                          (uint32_t)(hub->config->role.setup_ns / NS_PER_MS));
+        r = links_connect(hub->links, action->session, hub->config->peer.address, connect_ms(hub->config));
         break;
     case ACTION_OPEN_LANES:
         r = links_open_lanes(hub->links, action->session);
@@ -460,6 +464,8 @@ int protect_serve(struct protect *protect)
     int r = hub_role_open(hub, &protect_ops);
     if (r == 0) {
         links_set_pacer(hub->links, &protect->pacer);
+        /* The standby starts its guest while we attach to ours. */
+        links_call(hub->links, config->peer.address, connect_ms(config));
         r = protect_attach(protect);
     }
     if (r == 0)

@@ -36,6 +36,11 @@ static void on_hello(void *ctx, uint64_t link, const struct wire_frame *frame,
     standbyd_step(standbyd, &event);
 }
 
+static void on_called(void *ctx)
+{
+    standbyd_launch(ctx);
+}
+
 static void on_lanes_up(void *ctx, uint64_t link)
 {
     struct role_event event = {.type = EVENT_LANES_UP, .session = link};
@@ -193,8 +198,12 @@ static int on_data(void *ctx, const struct wire_frame *frame)
     return r;
 }
 
-static const struct links_ops links_ops = {
-    .hello = on_hello, .lanes_up = on_lanes_up, .frame = on_frame, .down = on_down, .data = on_data};
+static const struct links_ops links_ops = {.hello = on_hello,
+                                           .called = on_called,
+                                           .lanes_up = on_lanes_up,
+                                           .frame = on_frame,
+                                           .down = on_down,
+                                           .data = on_data};
 
 /* --- actions --- */
 

@@ -33,10 +33,11 @@ struct standbyd {
 
     /* main thread */
     struct peer_guest described;
-    bool prepare_wanted;                        /* ACTION_PREPARE came and is not under way yet */
-    bool preparing;                             /* one is under way on the guest's thread */
-    bool restore_ours;                          /* the main thread and the lanes may use `restore` */
-    bool verifying;                             /* a VERIFY is on the guest's thread */
+    bool prepare_wanted; /* ACTION_PREPARE came and is not under way yet */
+    bool preparing;      /* one is under way on the guest's thread */
+    bool called;         /* the guest was launched, or tried to be, before ACTION_PREPARE */
+    bool restore_ours;   /* the main thread and the lanes may use `restore` */
+    bool verifying;      /* a VERIFY is on the guest's thread */
     unsigned sums_waiting[STANDBYD_SUMS_KINDS]; /* and so many SUMS_WANTED, PAGE_SUMS_WANTED */
     struct role_action prepare;
     uint64_t session; /* newest */
@@ -54,6 +55,10 @@ struct standbyd {
 /* standbyd_guest.c: jobs on the guest's thread. */
 /* Start the wanted preparation, if DESCRIBE has come and none is under way. */
 void standbyd_prepare(struct standbyd *standbyd);
+/* Launch the guest if none is here: who calls will soon want it. At most once, and nothing is lost if it
+ * fails.
+ */
+void standbyd_launch(struct standbyd *standbyd);
 void standbyd_apply(struct standbyd *standbyd, const struct role_action *action);
 void standbyd_load(struct standbyd *standbyd);
 void standbyd_takeover(struct standbyd *standbyd);

@@ -243,6 +243,39 @@ void standbyd_prepare(struct standbyd *standbyd)
     worker_submit(standbyd->hub.worker, &job->job);
 }
 
+static void run_launch(struct job *base, void *daemon)
+{
+    struct standby_job *job = (struct standby_job *)base;
+    struct standbyd *standbyd = daemon;
+    if (standbyd->guest || standbyd->retires)
+        return;
+    remember(job, launch(standbyd, false));
+    if (job->event.code == 0)
+        job->pid = guest_pid(standbyd->guest);
+}
+
+static void deliver_launched(struct note *note, void *daemon)
+{
+    struct standby_job *job = (struct standby_job *)note;
+    struct standbyd *standbyd = daemon;
+    standbyd->preparing = false;
+    if (job->event.code < 0)
+        log_debug("launch the guest ahead: %s", job->text);
+    else if (job->pid)
+        standbyd->guest_pid = job->pid;
+    standbyd_prepare(standbyd);
+}
+
+void standbyd_launch(struct standbyd *standbyd)
+{
+    struct role_status status;
+    standby_get_status(standbyd->machine, &status);
+    if (status.state != STANDBY_WAITING || standbyd->called || standbyd->preparing || standbyd->sessions)
+        return;
+    standbyd->called = standbyd->preparing = true;
+    worker_submit(standbyd->hub.worker, &standby_job(EVENT_TICK, NULL, run_launch, deliver_launched)->job);
+}
+
 /* --- apply --- */
 
 static void read_probe(struct standbyd *standbyd, struct standby_job *job)

@@ -29,6 +29,26 @@ def test_cut_and_back(run):
     return f"whole copy {full} bytes, resynchronisation {delta}"
 
 
+def test_called_ahead(run):
+    """The standby's guest is started while the primary still attaches to its own, however long that takes."""
+    pair = run.pair().start_guest()
+    pair.standby()
+    pair.protect(protected=False, faults=["attach=delay:6500"])  # the standby hangs up after 5 s
+    there = wait_for("the standby's guest", 4, lambda: pair.status("beta")["guest"]["pid"], pair.story)
+    check(not pair.status("alpha"), "the primary had attached before", pair.story)
+    pair.wait_protected()
+    check(pair.status("beta")["guest"]["pid"] == there, "it was started twice", pair.story)
+
+
+def test_called_ahead_in_vain(run):
+    """A guest that could not be started ahead is started when it is asked for."""
+    pair = run.pair().start_guest()
+    pair.standby(faults=["prepare@1=error"])
+    pair.protect(faults=["attach=delay:1000"])
+    with open(pair.log("alpha-protect")) as log:
+        check("refuses" not in log.read(), "the standby refused for want of a guest", pair.story)
+
+
 def test_unplugged_and_back(run):
     """No reset, no FIN: silence alone tells."""
     pair = run.pair(detect="1s").up()
