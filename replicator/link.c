@@ -416,10 +416,12 @@ void links_get_stats(struct links *links, struct links_stats *ret_stats)
         stats.connections++;
         if (lane.version[0]) {
             snprintf(links->past.tls, sizeof links->past.tls, "%s %s", lane.version, lane.cipher);
+            memcpy(links->past.congestion_control, lane.congestion_control, sizeof lane.congestion_control);
             links->past.ktls = lane.ktls_send;
         }
     }
     memcpy(stats.tls, links->past.tls, sizeof stats.tls);
+    memcpy(stats.congestion_control, links->past.congestion_control, sizeof stats.congestion_control);
     stats.ktls = links->past.ktls;
     stats.aes = tls_context_aes(links->tls, &stats.aes_reason);
     stats.last_frame_ns = atomic_load(&links->last_frame_ns);

@@ -76,6 +76,7 @@ struct links_stats {
     uint64_t connections;
     bool ktls;
     const char *aes, *aes_reason; /* as tls_context_aes() */
+    char congestion_control[16];  /* of what is sent; empty before the first link was up */
     char tls[64];                 /* "TLSv1.3 TLS_AES_128_GCM_SHA256"; empty before the first link was up */
     uint64_t last_frame_ns;       /* latest sign of life of the peer on any lane */
 };

@@ -54,6 +54,7 @@ json_t *report_common(const struct config *config, const char *role, const struc
     json_object_set_new(object, "interval_ms", json_real((double)status->interval_ns / 1e6));
     json_object_set_new(object, "wire_bytes", json_integer((json_int_t)links->wire_bytes));
     json_object_set_new(object, "tls", json_string(links->tls));
+    json_object_set_new(object, "congestion_control", json_string(links->congestion_control));
     json_object_set_new(object, "ktls", json_boolean(links->ktls));
     json_object_set_new(object, "aes", json_string(links->aes));
     json_object_set_new(object, "aes_reason", json_string(links->aes_reason));

@@ -58,6 +58,7 @@ struct lane_config {
     bool no_ktls;
     struct pacer *pacer;  /* produce() is called no sooner than this says; shared, outlives the lane; NULL */
     uint64_t rekey_bytes; /* change the sending key after so many; 0: 64 GiB */
+    uint32_t short_us;    /* a path with a round trip below this is a short one; 0: 2000 */
 };
 
 /* Start connecting to `address`. Returns at once; up() or down() follows. The config is copied. */
@@ -96,8 +97,9 @@ struct lane_stats {
     uint64_t busy_ns;    /* time with something to send or being sent */
     uint64_t blocked_ns; /* of that, waiting for the socket: the peer or the wire is the bottleneck */
     bool ktls_send, ktls_receive, zerocopy;
-    char cipher[40];  /* "TLS_AES_128_GCM_SHA256", empty before up() */
-    char version[12]; /* "TLSv1.3" */
+    char cipher[40];             /* "TLS_AES_128_GCM_SHA256", empty before up() */
+    char version[12];            /* "TLSv1.3" */
+    char congestion_control[16]; /* TCP's, for what is sent: "cubic" */
 };
 
 /* A snapshot; any thread. */

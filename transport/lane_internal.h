@@ -107,7 +107,8 @@ struct lane {
     bool server;
     struct sockaddr_storage address; /* to connect to */
     socklen_t address_length;
-    char peer[80]; /* in words */
+    char peer[80];               /* in words */
+    char congestion_control[16]; /* TCP_CA_NAME_MAX; what this host is set to; empty: it stays */
 
     /* any thread */
     atomic_bool asleep, kicked, stopping, aborting;

@@ -42,6 +42,8 @@
 #define LINGER_MS         200
 #define SOCKET_SEND_BYTES (1 << 20)
 #define SHORT_PATH_US     2000
+#define PACING            "bbr" /* bbr, bbr2, bbr3: so they begin */
+#define NO_PACING         "cubic"
 #define COMPLETIONS       64
 
 static uint64_t in_ms(uint64_t ms)
@@ -74,6 +76,20 @@ static void drain(struct lane *lane)
 }
 
 /* ------------------------------------------------------------------ opening */
+
+/*
+ * BBR paces what it sends by a timer of its own, which on a short path between two fast hosts costs a fifth
+ * of all processor time. There the lanes do without (it must be so from the start: a connection that was
+ * paced once is paced for ever); a long path gets what this host is set to. Only who connects sends much.
+ */
+static void choose_congestion_control(struct lane *lane)
+{
+    socklen_t length = sizeof lane->congestion_control - 1;
+    if (getsockopt(lane->fd, IPPROTO_TCP, TCP_CONGESTION, lane->congestion_control, &length) < 0 ||
+        strncmp(lane->congestion_control, PACING, strlen(PACING)) != 0 ||
+        setsockopt(lane->fd, IPPROTO_TCP, TCP_CONGESTION, NO_PACING, strlen(NO_PACING)) < 0)
+        lane->congestion_control[0] = 0; /* none, or none that may be had: it stays as it is */
+}
 
 static int prepare_socket(struct lane *lane)
 {
@@ -115,15 +131,22 @@ static int begin_handshake(struct lane *lane)
 
 /*
  * On a short path a send buffer of a few batches keeps what waits there in the processor's caches, for 4 %
- * less work a byte than the kernel's own choice of several megabytes. A long path needs those.
+ * less work a byte than the kernel's own choice of several megabytes. A long path needs those, and the
+ * congestion control that this host is set to.
  */
-static void size_socket(struct lane *lane)
+static void fit_path(struct lane *lane)
 {
     struct tcp_info info = {0};
     socklen_t length = sizeof info;
     int bytes = SOCKET_SEND_BYTES;
-    if (getsockopt(lane->fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_rtt < SHORT_PATH_US)
+    uint32_t short_us = lane->config.short_us ? lane->config.short_us : SHORT_PATH_US;
+    bool is_short =
+        getsockopt(lane->fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_rtt < short_us;
+    if (is_short)
         setsockopt(lane->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    else if (lane->congestion_control[0])
+        setsockopt(lane->fd, IPPROTO_TCP, TCP_CONGESTION, lane->congestion_control,
+                   (socklen_t)strlen(lane->congestion_control));
 }
 
 static void note_established(struct lane *lane)
@@ -131,6 +154,8 @@ static void note_established(struct lane *lane)
     snprintf(lane->fixed.cipher, sizeof lane->fixed.cipher, "%s", SSL_get_cipher_name(lane->ssl));
     snprintf(lane->fixed.version, sizeof lane->fixed.version, "%s", SSL_get_version(lane->ssl));
     lane->fixed.ktls_send = lane->send.ktls;
+    socklen_t length = sizeof lane->fixed.congestion_control - 1;
+    getsockopt(lane->fd, IPPROTO_TCP, TCP_CONGESTION, lane->fixed.congestion_control, &length);
     atomic_store(&lane->established, true);
 }
 
@@ -154,7 +179,7 @@ static int finish_handshake(struct lane *lane)
             return tls_library_failure("TLS session");
         SSL_set0_wbio(lane->ssl, writing);
     }
-    size_socket(lane);
+    fit_path(lane);
     int r = lane_send_open(lane);
     if (r < 0)
         return r;
@@ -381,6 +406,7 @@ static int open_all(struct lane *lane)
         return error_errno(-errno, "socket");
     if ((r = prepare_socket(lane)) < 0)
         return r;
+    choose_congestion_control(lane);
     struct io_uring_sqe *entry = lane_ring_entry(&lane->ring);
     io_uring_prep_connect(entry, lane->fd, (struct sockaddr *)&lane->address, lane->address_length);
     io_uring_sqe_set_data64(entry, lane_user_data(OPERATION_CONNECT, 0));

@@ -14,7 +14,7 @@ COMMANDS = ["protect", "standby", "status", "takeover", "continue", "stop", "ver
             "fault-points", "bench", "events", "migrate", "top", "metrics"]
 STATUS = {"vm": str, "host": str, "uuid": str, "role": str, "state": str, "protected": bool, "reason": str,
           "since_s": (int, float), "generation": int, "epoch": int, "committed_epoch": int, "peer": dict,
-          "interval_ms": (int, float), "lanes": int, "tls": str, "ktls": bool, "aes": str, "aes_reason": str, "guest": dict,
+          "interval_ms": (int, float), "lanes": int, "tls": str, "congestion_control": str, "ktls": bool, "aes": str, "aes_reason": str, "guest": dict,
           "memory_bytes": int, "rss_bytes": int, "sessions": int}
 PRIMARY = {"checkpoints": int, "pause_ms": dict, "dirty_pages": dict, "initial_copy": dict, "wire_bytes": int,
            "pages": dict, "compressing": bool, "staging": dict, "probe": dict, "commit_age_ms": (int, float),

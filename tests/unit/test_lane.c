@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdatomic.h>
 
@@ -104,6 +105,32 @@ static void kernel_tls_sends(void **state)
     config.no_ktls = true;
     transfer(config, standby_config, 240, &stats);
     assert_false(stats.ktls_send);
+}
+
+/* What a new connection of this host has. */
+static void host_congestion_control(char name[16])
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    socklen_t length = 15;
+    memset(name, 0, 16);
+    assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length), 0);
+    close(fd);
+}
+
+/* Nothing is paced between two near hosts; a long path gets what the host is set to. */
+static void congestion_control_fits_the_path(void **state)
+{
+    (void)state;
+    char host[16];
+    host_congestion_control(host);
+    struct lane_config config = primary_config;
+    struct lane_stats stats;
+    config.short_us = 1000000;
+    transfer(config, standby_config, 24, &stats);
+    assert_string_equal(stats.congestion_control, strncmp(host, "bbr", 3) ? host : "cubic");
+    config.short_us = 1;
+    transfer(config, standby_config, 24, &stats);
+    assert_string_equal(stats.congestion_control, host);
 }
 
 static size_t fingerprint_sizes(uint64_t frame)
@@ -376,6 +403,7 @@ int main(void)
         cmocka_unit_test(keys_change_on_the_way),
         cmocka_unit_test(zerocopy_when_asked_for),
         cmocka_unit_test(kernel_tls_sends),
+        cmocka_unit_test(congestion_control_fits_the_path),
         cmocka_unit_test(both_directions_at_once),
         cmocka_unit_test(a_pacer_is_kept_to),
         cmocka_unit_test(no_kick_is_lost_in_a_ping_pong),
