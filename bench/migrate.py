@@ -96,6 +96,16 @@ def held(options, screen):
                     "beneath takes back is slow to touch again, for whoever moves (--hold-memory off leaves it)"]
 
 
+def pacing(path="/proc/sys/net/ipv4/tcp_congestion_control"):
+    """[note], if TCP is not the same for everybody."""
+    with open(path) as file:
+        name = file.read().strip()
+    if not name.startswith("bbr"):
+        return []
+    return [f"TCP here goes by {name}, which paces QEMU's connections; ours go by cubic on a short path (the same for all: sysctl "
+            "net.ipv4.tcp_congestion_control=cubic)"]
+
+
 def measure(run, options, screen):
     rows = []
     peers, notes = peers_here(options.peers, moves.abilities(run))
@@ -106,7 +116,7 @@ def measure(run, options, screen):
                 rows.append(measure_row(run, options, screen, keeper, memory_mib, dirty, ["understudy", *peers]))
     finally:
         keeper.close()
-    return {"rows": rows, "left_out": [*notes, *note]}
+    return {"rows": rows, "left_out": [*notes, *note, *(pacing() if peers else [])]}
 
 
 def size(text):

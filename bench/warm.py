@@ -16,13 +16,12 @@ they get was in use a moment before. To hold only as much as will be wanted make
 from the rest, which the host has. Between moves, when it is asked to, it takes up again what has become free. When the
 kernel runs out of memory nonetheless, it ends this process first.
 
-The low zones (DMA, DMA32) count apart: the kernel takes from them last, keeps a part of them from ordinary processes for ever,
-and the pieces that were had last are the ones that lie there; so the oldest go first.
+The low zones (DMA, DMA32) count apart where there are others: the kernel takes from them last, and keeps a part of them from
+ordinary processes for ever. So pieces that lie there are let go of last: they are no help to whoever waits.
 
     bench ── "settle" ──► takes all free blocks, lets go of READY ── "settled BYTES" ──► bench: the move
                           fewer free blocks than READY: lets go of a piece, and looks again
 """
-import collections
 import glob
 import mmap
 import os
@@ -35,7 +34,6 @@ import time
 PIECE = 16 << 20
 READY = 96 << 20  # free blocks while a move goes: what it takes until the next look, and as much as the host may get of them
 FREE_MIN = 192 << 20  # whatever its blocks are
-LOW_FREE = 256 << 20  # of the low zones; more than the kernel keeps there (vm.lowmem_reserve_ratio)
 BLOCK_ORDER = 9  # 2 MiB; Linux's pageblock_order on x86, and the default of page_reporting_order
 LOOK_EVERY_S = 0.004
 SETTLE_S = 300
@@ -46,16 +44,16 @@ BALLOON, REPORTING = "0x0005", 5  # virtio 1.2: device id, feature bit
 
 def free_memory(path="/proc/buddyinfo"):
     """Bytes that are free: (all, of it in blocks of BLOCK_ORDER and larger) without the low zones, and those in such blocks."""
-    free = blocks = low = 0
+    zones = []
     with open(path) as file:
         for line in file:  # "Node 0, zone   Normal  4029  3516 ...": the number of free blocks of each order, the smallest first
             zone, *counts = line.split("zone")[1].split()
             sizes = [(int(count) << order) * mmap.PAGESIZE for order, count in enumerate(counts)]
-            if zone.startswith("DMA"):
-                low += sum(sizes[BLOCK_ORDER:])
-            else:
-                free, blocks = free + sum(sizes), blocks + sum(sizes[BLOCK_ORDER:])
-    return free, blocks, low
+            zones.append((zone.startswith("DMA"), sum(sizes), sum(sizes[BLOCK_ORDER:])))
+    if all(is_low for is_low, _, _ in zones):  # a small machine has nothing else
+        zones = [(False, free, blocks) for _, free, blocks in zones]
+    high = [zone for zone in zones if not zone[0]]
+    return sum(zone[1] for zone in high), sum(zone[2] for zone in high), sum(zone[2] for zone in zones if zone[0])
 
 
 def host_takes_memory(devices="/sys/bus/virtio/devices"):
@@ -90,26 +88,33 @@ class Hoard:
     """The memory that is held; `most` bytes of it at most."""
 
     def __init__(self, most, free=free_memory):
-        self.pieces, self.most, self.free = collections.deque(), most, free
+        self.pieces, self.low, self.most, self.free = [], [], most, free
 
     def bytes(self):
-        return len(self.pieces) * PIECE
+        return (len(self.pieces) + len(self.low)) * PIECE
 
-    def room(self):
+    def take(self):
+        """False: there is no piece left that may be held, or none in the low zones but what the kernel keeps."""
         free, blocks, low = self.free()
-        return low >= LOW_FREE + PIECE or (free >= FREE_MIN + PIECE and blocks >= PIECE)
+        high = free >= FREE_MIN + PIECE and blocks >= PIECE
+        if self.bytes() + PIECE > self.most or not (high or low >= PIECE):
+            return False
+        piece = touched_piece()
+        is_low = self.free()[2] <= low - PIECE // 2
+        (self.low if is_low else self.pieces).append(piece)
+        return high or is_low
 
     def fill(self):
-        while self.bytes() + PIECE <= self.most and self.room():
-            self.pieces.append(touched_piece())
+        while self.take():
+            pass
 
     def wanted(self):
         free, blocks, _ = self.free()
         return free < FREE_MIN or blocks < READY
 
     def give_way(self):
-        while self.pieces and self.wanted():
-            self.pieces.popleft().close()
+        while self.bytes() and self.wanted():
+            (self.pieces or self.low).pop().close()
 
 
 def serve(most):
@@ -124,7 +129,7 @@ def serve(most):
     hoard = Hoard(most)
     while True:
         hoard.give_way()
-        if not select.select([sys.stdin], [], [], LOOK_EVERY_S if hoard.pieces else None)[0]:
+        if not select.select([sys.stdin], [], [], LOOK_EVERY_S if hoard.bytes() else None)[0]:
             continue
         if not sys.stdin.readline():
             return
@@ -160,7 +165,7 @@ class Keeper:
 
 
 def measure():
-    """us a page for each PIECE of all free memory, the first touch; sorted."""
+    """us a page for each PIECE of nearly all free memory, the first touch; sorted."""
     pieces, costs = [], []
     while free_memory()[0] > FREE_MIN + 64 * PIECE:
         piece = mmap.mmap(-1, PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

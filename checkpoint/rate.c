@@ -4,6 +4,9 @@
 /* Samples fade over this many bytes: 32 chunks, a few milliseconds of a busy lane. */
 #define MEMORY_BYTES 8e6
 
+/* A sample is small, so what else took the processor while it was made would weigh a lot. */
+#define SAMPLE_MOST 4.0 /* times what is known */
+
 /* Compression begins only for a gain of this factor and ends when it is none, so that noise does not turn the
  * decision to and fro; and in doubt the standby is spared the work. */
 #define GAIN 0.93
@@ -67,7 +70,10 @@ void rate_sampled(struct rate *rate, uint64_t whole, uint64_t in, uint64_t out, 
     /* As if the whole chunk had been: it was read, which is what raw takes, and compressed. */
     double scale = (double)whole / (double)in;
     double read_ns = rate->raw_ns.weight > 0 ? meter_ratio(&rate->raw_ns) : 0;
-    meter_add(&rate->lz4_ns, (double)ns * scale + read_ns * (double)whole, (double)whole);
+    double whole_ns = (double)ns * scale + read_ns * (double)whole;
+    if (rate->lz4_ns.weight > 0 && whole_ns > SAMPLE_MOST * meter_ratio(&rate->lz4_ns) * (double)whole)
+        whole_ns = SAMPLE_MOST * meter_ratio(&rate->lz4_ns) * (double)whole;
+    meter_add(&rate->lz4_ns, whole_ns, (double)whole);
     meter_add(&rate->lz4_out, (double)out * scale, (double)whole);
     decide(rate);
 }

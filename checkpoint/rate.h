@@ -18,7 +18,8 @@
  * and the smaller sum wins. A slow wire makes carry large, so that compressing pays; a fast one leaves the
  * processor as the bottleneck, so that it does not, unless the data shrink a lot. The way not taken is tried
  * on one chunk in RATE_SAMPLE_EVERY, so that both columns stay known when the data or the wire change. LZ4 is
- * the dear one: RATE_SAMPLE_PAGES of that chunk are compressed beside it, and it goes raw.
+ * the dear one: RATE_SAMPLE_PAGES of that chunk are compressed beside it, and it goes raw. They are taken as
+ * they lie one after the other, across the ends of runs; whole chunks, once there are any, put that right.
  *
  * Who compresses reads the pages, too, so encode_lz4 is never below encode_raw: what says otherwise was
  * measured while something else had the processor.

@@ -482,7 +482,8 @@ void link_deliver(struct note *base, void *daemon)
     if (link && link->number == CALLED) {
         link->up = note->kind == LINK_NOTE_UP;
         if (!link->up) {
-            log_debug("called, the standby is gone again: %s", note->text);
+            log_debug("called, the standby is gone again: %s",
+                      note->kind == LINK_NOTE_FRAME ? wire_type_name(note->frame.type) : note->text);
             link_free(links, link);
         }
         return;

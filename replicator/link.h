@@ -41,7 +41,7 @@ void links_free(struct links *links);
 void links_set_pacer(struct links *links, struct pacer *pacer);
 
 /* Primary: open the control lane of the next link, which is not wanted yet; links_connect() takes it if it is
- * still good. Nothing is told of it before, and failures never are. */
+ * still good. Nothing is told of it before. */
 void links_call(struct links *links, const char *address, uint32_t timeout_ms);
 /* Primary: open the control lane of a new link. `hello` is sent first on it when links_send_hello() says so,
  * and on every data lane. `claimed`: see struct wire_header. */

@@ -260,7 +260,7 @@ static void deliver_launched(struct note *note, void *daemon)
     struct standbyd *standbyd = daemon;
     standbyd->preparing = false;
     if (job->event.code < 0)
-        log_debug("launch the guest ahead: %s", job->text);
+        log_notice("the guest could not be launched ahead: %s", job->text);
     else if (job->pid)
         standbyd->guest_pid = job->pid;
     standbyd_prepare(standbyd);

@@ -118,6 +118,15 @@ class Described(unittest.TestCase):
         cpu, = [one for one in document["figures"] if one["name"] == "1024m-idle.qemu.cpu_source"]
         self.assertAlmostEqual(cpu["samples"][0], 0.5 / (2**30 / 1e9))
 
+    def test_migrate_tells_of_pacing(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            for name, notes in ("cubic", 0), ("bbr", 1), ("bbr2", 1):
+                file.seek(0)
+                file.truncate()
+                file.write(name + "\n")
+                file.flush()
+                self.assertEqual(len(migrate.pacing(file.name)), notes, name)
+
     def test_migrate_peers(self):
         """What this QEMU has not been built with is left out and named, and so is COLO; neither is ever faked."""
         found, notes = migrate.peers_here(["qemu-multifd-zstd", "qemu", "qemu-multifd-zlib-tls"],

@@ -76,16 +76,29 @@ class Holding(unittest.TestCase):
         free, blocks, low = warm.free_memory()
         self.assertTrue(0 <= blocks <= free and low >= 0)
 
-    @mock.patch.object(warm, "touched_piece", Piece)
-    def test_low_zones_are_held_but_for_what_nobody_gets(self):
-        low = 1 << 30
-        hoard = warm.Hoard(1 << 62, lambda: (0, 0, low - len(hoard.pieces) * PIECE))
-        hoard.fill()
-        self.assertEqual(hoard.bytes(), low - warm.LOW_FREE)
-        oldest = hoard.pieces[0]
-        hoard.free = lambda: (1 << 30, warm.READY if oldest not in hoard.pieces else 0, 0)
-        hoard.give_way()
-        self.assertEqual(hoard.bytes(), low - warm.LOW_FREE - PIECE)
+    def test_low_zones_are_let_go_of_last(self):
+        high, low, kept = [1 << 30], [1 << 30], 128 << 20  # free, and what the kernel keeps of the low ones
+
+        def take():
+            zone = high if high[0] >= PIECE else low
+            if zone is high or low[0] >= kept + PIECE:
+                zone[0] -= PIECE
+                return mock.Mock(close=lambda: zone.__setitem__(0, zone[0] + PIECE))
+            return mock.Mock()  # out of scraps
+        hoard = warm.Hoard(1 << 62, lambda: (high[0] + (1 << 30), high[0], low[0]))
+        with mock.patch.object(warm, "touched_piece", take):
+            for _ in range(3):  # what was had again is not older than what lies low
+                hoard.fill()
+                self.assertEqual((high[0], low[0]), (0, kept))
+                self.assertTrue(len(hoard.pieces) * PIECE >= 1 << 30)
+                hoard.give_way()
+                self.assertEqual((high[0], low[0]), (warm.READY, kept))
+
+    def test_a_small_machine_has_no_other_zones(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("Node 0, zone    DMA32      1      0      0      0      0      0      0      0      0      2      3 \n")
+            file.flush()
+            self.assertEqual(warm.free_memory(file.name), (4096 + 16 * (1 << 20), 16 * (1 << 20), 0))
 
     @mock.patch.object(warm, "touched_piece", Piece)
     def test_no_more_than_allowed(self):

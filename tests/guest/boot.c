@@ -64,6 +64,8 @@ static void option(struct options *options, bool (*other)(const char *name, cons
         options->check = number(value);
     else if (strcmp(name, "tick") == 0)
         options->tick_ms = number(value);
+    else if (strcmp(name, "step") == 0)
+        options->step_ms = number(value);
     else if (strcmp(name, "end") == 0)
         options->end_s = number(value);
     else if (strcmp(name, "steps") == 0)
@@ -98,6 +100,7 @@ void boot_options(struct options *options, bool (*other)(const char *name, const
         .rate = 2000,
         .check = 10000,
         .tick_ms = 100,
+        .step_ms = 1,
         .writers = (unsigned)sysconf(_SC_NPROCESSORS_ONLN),
         .mode = PATTERN_MIXED,
         .slots = 1024,
@@ -110,9 +113,9 @@ void boot_options(struct options *options, bool (*other)(const char *name, const
         *value++ = '\0';
         option(options, other, word + 3, value);
     }
-    if (options->bytes < PAGE_BYTES || !options->tick_ms || !options->writers ||
+    if (options->bytes < PAGE_BYTES || !options->tick_ms || !options->step_ms || !options->writers ||
         options->writers > CPUS_MAX || options->bytes / PAGE_BYTES < options->writers)
-        fatal("us.mem, us.tick or us.writers is out of bounds");
+        fatal("us.mem, us.tick, us.step or us.writers is out of bounds");
 }
 
 /* The build numbers the modules in the order in which they depend on one another. */

@@ -28,6 +28,7 @@ struct options {
     uint64_t hot;      /* us.hot: only this many pages are rewritten; 0: all */
     uint64_t check;    /* us.check: pages checked a second; UINT64_MAX: no limit */
     uint64_t tick_ms;  /* us.tick */
+    uint64_t step_ms;  /* us.step */
     uint64_t steps;    /* us.steps: writes of each writer, then the result and the end; 0: no end */
     uint64_t end_s;    /* us.end: power off after this many seconds; 0: never */
     unsigned writers;  /* us.writers; default: one for each CPU */

@@ -24,8 +24,11 @@
  * which must equal the writer's tally, which must equal the count on the writer's stack.
  */
 
-#define BATCH_NS    5000000u   /* a writer sleeps this long between batches */
-#define CATCH_UP_NS 100000000u /* a clock that jumped is not answered with more than this much work */
+#define FAST_RATE   2000u       /* units a second from which */
+#define FAST_NS     5000000u    /* a thread sleeps so long between batches, */
+#define SLOW_NS     20000000u   /* or else so long: to wake up is what an emulated guest pays most for, */
+#define IDLE_NS     1000000000u /* or so long, if nothing is to be done */
+#define CATCH_UP_NS 100000000u  /* a clock that jumped is not answered with more than this much work */
 
 struct writer {
     uint64_t tally;  /* writes, as the sums of the table must show; one page for each writer */
@@ -78,6 +81,12 @@ static uint64_t allowance(uint64_t rate, uint64_t *since)
     uint64_t units = (uint64_t)((double)(now - *since) * 1e-9 * (double)rate);
     *since += (uint64_t)((double)units * 1e9 / (double)rate);
     return units;
+}
+
+static void rest(uint64_t rate, uint64_t fast_rate)
+{
+    if (rate != UINT64_MAX)
+        sleep_ns(rate >= fast_rate ? FAST_NS : rate ? SLOW_NS : IDLE_NS);
 }
 
 static void check_page(uint64_t number);
@@ -136,8 +145,7 @@ static void *write_body(void *argument)
             check_tally(self, writes);
             audited = now_ns();
         }
-        if (options->rate != UINT64_MAX)
-            sleep_ns(BATCH_NS);
+        rest(options->rate, FAST_RATE);
     }
     return NULL;
 }
@@ -190,8 +198,7 @@ static void *check_body(void *argument)
             }
         }
         checked(batch);
-        if (rate != UINT64_MAX)
-            sleep_ns(BATCH_NS);
+        rest(rate, UINT64_MAX); /* nobody sees how evenly it goes */
     }
     return NULL;
 }

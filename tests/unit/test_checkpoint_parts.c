@@ -242,6 +242,12 @@ static void noise_is_no_reason_to_compress(void **state)
         rate_carried(&rate, CHUNK, CHUNK / 2);
         assert_false(rate.compressing);
     }
+    /* Nor is one sample that was held up a reason not to: text, and a wire that is slow from here on. */
+    rate = (struct rate){0};
+    drive(&rate, 500, 100, 1000, 50, 500);
+    rate_sampled(&rate, CHUNK, SAMPLE, SAMPLE / 2, 1000000000);
+    drive(&rate, 4 * RATE_SAMPLE_EVERY, 100, 1000, 50, 10000);
+    assert_true(rate.compressing);
     /* A sample of nothing tells nothing. */
     struct rate before = rate;
     rate_sampled(&rate, 0, 0, 0, 1000);

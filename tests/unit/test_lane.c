@@ -107,14 +107,16 @@ static void kernel_tls_sends(void **state)
     assert_false(stats.ktls_send);
 }
 
-/* What a new connection of this host has. */
-static void host_congestion_control(char name[16])
+/* What a new connection of this host has; whether it may have another one. */
+static bool host_congestion_control(char name[16], const char *other)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     socklen_t length = 15;
     memset(name, 0, 16);
     assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length), 0);
+    bool may = setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, other, (socklen_t)strlen(other)) == 0;
     close(fd);
+    return may;
 }
 
 /* Nothing is paced between two near hosts; a long path gets what the host is set to. */
@@ -122,12 +124,14 @@ static void congestion_control_fits_the_path(void **state)
 {
     (void)state;
     char host[16];
-    host_congestion_control(host);
+    bool replaced = host_congestion_control(host, "cubic") && strncmp(host, "bbr", 3) == 0;
+    if (!replaced)
+        print_message("congestion control: this host's %s stays on any path; little is seen here\n", host);
     struct lane_config config = primary_config;
     struct lane_stats stats;
     config.short_us = 1000000;
     transfer(config, standby_config, 24, &stats);
-    assert_string_equal(stats.congestion_control, strncmp(host, "bbr", 3) ? host : "cubic");
+    assert_string_equal(stats.congestion_control, replaced ? "cubic" : host);
     config.short_us = 1;
     transfer(config, standby_config, 24, &stats);
     assert_string_equal(stats.congestion_control, host);
