@@ -146,8 +146,8 @@ void standby_guest_broken(struct standby *standby, const char *why)
                 had ? "; nothing can be resumed here until a full copy is committed" : "");
     if (core->session)
         standby_refuse(standby, WIRE_REFUSE_GUEST, "%s", why);
-    else if (core->state == STANDBY_WAITING)
-        role_reason(core, "%s", why);            /* nothing was to be had from it yet */
+    else if (core->state == STANDBY_WAITING) /* it was of no use yet */
+        role_reason(core, "%s", why);
     else if (core->state != STANDBY_ARBITRATING) /* else the answer finds nothing to resume */
         standby_lost(standby, why);
 }

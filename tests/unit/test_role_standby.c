@@ -253,6 +253,25 @@ static void test_waiting_guest_dies(void **state)
     assert_true(find(ACTION_PREPARE)->fresh);
 }
 
+/* One that was launched ahead: no session ends with it, and the first one launches another. */
+static void test_waiting_guest_dies_early(void **state)
+{
+    (void)state;
+    start(automatic(), 0);
+    say(EVENT_GUEST, .guest = VMM_EVENT_FAILED);
+    expect_state(STANDBY_WAITING);
+    unsigned reports = 0;
+    for (unsigned i = 0; i < kit.actions.count; i++)
+        if (kit.actions.items[i].type == ACTION_REPORT) {
+            reports++;
+            assert_null(strstr(kit.actions.items[i].text, "session"));
+        }
+    assert_int_equal(reports, 1);
+    hello(1, 1);
+    expect_send(WIRE_WELCOME);
+    assert_true(find(ACTION_PREPARE)->fresh);
+}
+
 static void test_set_up_is_bounded(void **state)
 {
     (void)state;
@@ -284,6 +303,7 @@ int main(void)
         unit(test_prepare_fails),
         unit(test_broken_by_apply),
         unit(test_waiting_guest_dies),
+        unit(test_waiting_guest_dies_early),
         unit(test_set_up_is_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
