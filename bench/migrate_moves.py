@@ -154,8 +154,8 @@ class Guest:
     def __init__(self, run, options, memory_mib, dirty_bytes_per_s):
         self.run, self.options, self.memory_mib = run, options, memory_mib
         self.tag = f"m{memory_mib}-{next(NUMBERS)}"
-        self.append = (f"console=ttyS0 quiet panic=-1 us.block=pc.ram us.mem={memory_mib * 9 // 10 - 64}M us.mode={options.data} "
-                       f"us.rate={dirty_bytes_per_s // 4096} us.check=0 us.tick={TICK_MS} us.writers=1")
+        self.append = (f"console=ttyS0 quiet panic=-1 no_timer_check us.block=pc.ram us.mem={memory_mib * 9 // 10 - 64}M "
+                       f"us.mode={options.data} us.rate={dirty_bytes_per_s // 4096} us.check=0 us.tick={TICK_MS} us.writers=1")
         self.consoles, self.places = Consoles(os.path.join(run.logs, f"{self.tag}-console.log")), 0
         self.host, self.place, self.monitor = "alpha", None, None
 

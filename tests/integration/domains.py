@@ -12,7 +12,7 @@ import time
 
 import services
 from processes import Process, alive
-from understudy_test import Pair, STEP, Skip, UUID, check, wait_for
+from understudy_test import NO_TIMER_CHECK, Pair, STEP, Skip, UUID, check, wait_for
 
 PLACES = {"run": "/run/libvirt", "lib": "/var/lib/libvirt", "etc": "/etc/libvirt", "log": "/var/log/libvirt"}
 CACHE = "/var/cache/libvirt"
@@ -174,7 +174,7 @@ class Domains(Pair):
                              for path in self.boot]
         for path in kernel, initramfs:
             os.chmod(path, 0o644)
-        append = f"console=ttyS0 quiet panic=-1 us.block=pc.ram {STEP} {self.load}"
+        append = f"console=ttyS0 quiet panic=-1 {NO_TIMER_CHECK} us.block=pc.ram {STEP} {self.load}"
         backing = ("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
                    if self.shared_memory else "")
         more = self.more[host].format(directory=self.directory, host=host)

@@ -104,7 +104,7 @@ void vm_start(struct vm *vm, bool unprivileged, const char *arguments, const cha
     if (parameters) {
         snprintf(kernel, sizeof kernel, "%s/vmlinuz", vm_image());
         snprintf(initrd, sizeof initrd, "%s/initrd", vm_image());
-        snprintf(append, sizeof append, "console=ttyS0 quiet panic=-1 %s", parameters);
+        snprintf(append, sizeof append, "console=ttyS0 quiet panic=-1 no_timer_check %s", parameters);
         char *const more[] = {(char *)"-kernel", kernel, (char *)"-initrd", initrd,
                               (char *)"-append", append};
         memcpy(argv + argc, more, sizeof more);

@@ -79,7 +79,7 @@ void machine_init(struct machine *machine, const char *image, const struct machi
     args(machine, "-initrd", "%s/initrd", image);
     /* Without a PM timer a kernel can only measure its clock against the PIT, which fails on a busy host, and
      * then it hangs. Any value near the truth will do. */
-    args(machine, "-append", "console=ttyS0 quiet panic=-1%s %s",
+    args(machine, "-append", "console=ttyS0 quiet panic=-1 no_timer_check%s %s",
          strcmp(kind->machine, "microvm") == 0 ? " tsc_early_khz=2500000" : "", kind->append);
     args(machine, "-serial", "file:%s", machine->serial);
     args(machine, "-qmp", "unix:%s,server=on,wait=off", machine->qmp);
